@@ -136,7 +136,7 @@ def read_json(
 
 
 def read_jsonl(path: Path, error: type[NeuronSumError] = RunError, hint: str | None = None) -> list[dict[str, Any]]:
-    """Reads the complete lines of a JSON Lines file; a last line without a newline was cut by a kill and is skipped.
+    """Reads a JSON Lines file; skips a last line that a kill has cut.
 
     Args:
         path: The file; one that does not exist has no lines.
@@ -147,7 +147,9 @@ def read_jsonl(path: Path, error: type[NeuronSumError] = RunError, hint: str | N
         NeuronSumError: `error`, if a line is not a JSON object.
     """
     with reading(path, error, hint):
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        *lines, last = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    if _is_whole(last):
+        lines.append(last)
     values = []
     for number, line in enumerate(lines, 1):
         with reading(f"{path}:{number}", error, hint):
@@ -176,6 +178,14 @@ def parse_json(text: str, *, nan: bool = True) -> Any:
         raise ValueError("an integer has too many digits" if "digits" in str(caught) else str(caught)) from caught
 
 
+def _is_whole(line: str | bytes) -> bool:
+    """Whether a last line without a newline is a JSON object, as editors leave it; a cut line never is one."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -200,7 +210,8 @@ def _object(text: str, *, nan: bool = True) -> dict[str, Any]:
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a file, and returns once it is on disk; other processes may append at the same time.
 
-    Removes an incomplete last line, cut by a kill or a full disk, so that the new one does not continue it.
+    Removes an incomplete last line, cut by a kill or a full disk, so that the new one does not continue it; a last line
+    that lacks only its newline is kept.
 
     Args:
         path: The file; it is created if it does not exist.
@@ -213,8 +224,13 @@ def append_line(path: Path, line: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         if (end := file.seek(0, os.SEEK_END)) and os.pread(file.fileno(), 1, end - 1) != b"\n":
             file.seek(0)
-            end = file.read().rfind(b"\n") + 1
-            file.truncate(end)
+            before = file.read()
+            start = before.rfind(b"\n") + 1
+            if _is_whole(before[start:]):
+                line = f"\n{line}"
+            else:
+                end = start
+                file.truncate(end)
         content = f"{line}\n".encode()
         if file.write(content) < len(content):
             file.truncate(end)

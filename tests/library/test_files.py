@@ -73,6 +73,19 @@ def test_lines_are_appended_by_several_processes_and_after_a_cut_line(tmp_path: 
     assert sorted(lines) == sorted(f"{name} {number} {'x' * 5000}" for name in "pq" for number in range(50))
 
 
+def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')  # as an editor saves it
+    assert files.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    files.append_line(path, '{"a": 3}')
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+    for cut in ('{"a": 4', '{"a": {"b": 4}', "4", "{" * 100_000):
+        path.write_text('{"a": 1}\n' + cut)
+        assert files.read_jsonl(path) == [{"a": 1}]
+        files.append_line(path, '{"a": 3}')
+        assert path.read_text() == '{"a": 1}\n{"a": 3}\n'
+
+
 def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text("a\n")
