@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 from neuron_sum import console
-from neuron_sum.errors import ServerError
+from neuron_sum.errors import NeuronSumError, ServerError
 
 JSON = "application/json"
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -108,7 +108,7 @@ class PageHandler(BaseHTTPRequestHandler):
     max_body_bytes: ClassVar[int] = 1 << 16
 
     def get(self, place: str) -> Any:
-        """The JSON value at a path below the root; None if it does not exist."""
+        """The JSON value at a path below the root; None if it does not exist. The page receives a NeuronSumError."""
         return None
 
     def post(self, place: str, content: Any) -> None:
@@ -123,10 +123,16 @@ class PageHandler(BaseHTTPRequestHandler):
         elif self._place == "/":
             policy = {"Content-Security-Policy": self.server.policy}
             self._send(200, "text/html; charset=utf-8", self.server.page, **policy)
-        elif (value := self.get(self._place)) is not None:
-            self.send_json(200, value)
         else:
-            self.refuse(404, f"{self._place[:80]} does not exist")
+            try:
+                value = self.get(self._place)
+            except NeuronSumError as error:
+                self.refuse(500, error.message)
+                return
+            if value is None:
+                self.refuse(404, f"{self._place[:80]} does not exist")
+            else:
+                self.send_json(200, value)
 
     def do_POST(self) -> None:
         """Read the body and answer it."""

@@ -97,7 +97,8 @@ class Preferences:
         other_texts: The number of ratings of other texts or systems, which do not count.
         win_rates: One entry for each rated pair of systems.
         agreement: Agreement of the raters.
-        correlations: By score, the rank correlation of its differences between two systems with the preferences.
+        correlations: By score, the rank correlation of its differences between two systems with the preferences; only
+            for ten or more dialogues.
     """
 
     raters: int
@@ -219,7 +220,7 @@ def _correlations(rated: Sequence[_Rated], config: EvaluateConfig) -> dict[str, 
             first, second = (entry.get(score) for entry in each.pair.entries)
             if isinstance(first, int | float) and isinstance(second, int | float):
                 groups.setdefault(each.pair.dialogue, []).append((first - second, each.preference))
-        if groups:
+        if len(groups) >= MIN_EXAMPLES:  # with one pair, it is always 1 or -1
             found[score] = _correlation([np.array(group) for group in groups.values()], config)
     return found
 

@@ -63,6 +63,7 @@ class _Handler(PageHandler):
             else:
                 view = session.next(rater) if place == "/next" else session.undo(rater)
         except NeuronSumError as error:
-            self.refuse(400 if isinstance(error, DataError) else 500, error.message)
+            message = f"{error.message}; {error.hint}" if error.hint else error.message
+            self.refuse(400 if isinstance(error, DataError) else 500, message)
         else:
             self.send_json(200, view)

@@ -81,7 +81,7 @@ def read_texts(folder: Path) -> list[dict[str, Any]]:
     """Read summaries.jsonl of a comparison.
 
     Raises:
-        RunError: If the folder is not the output of `neuron-sum compare` with two or more systems.
+        RunError: If the folder is not the output of `neuron-sum compare` with two or more systems and with dialogues.
         DataError: If a line is not an entry of that file.
     """
     path, create = folder / SUMMARIES, f"run `neuron-sum compare SYSTEM SYSTEM --output {console.quote(folder)}` first"
@@ -97,7 +97,13 @@ def read_texts(folder: Path) -> list[dict[str, Any]]:
         ):
             raise DataError(f"{path}:{number} has no id, dialogue and summaries", create)
     if len(names := systems_of(entries)) < 2:
-        raise RunError(f"{path} has {len(names)} systems, and at least two are needed", create)
+        found = f"only {names[0]}" if names else "no summaries"
+        raise RunError(f"{path} has {found}; two systems are needed, and human summaries are not rated", create)
+    if not any(entry["dialogue"].strip() for entry in entries):
+        hint = (
+            "compare again with the column of the dialogues (--dialogue-column), or with data that has them (--recipe)"
+        )
+        raise RunError(f"{path} has no dialogues", hint)
     return entries
 
 
@@ -138,40 +144,49 @@ def choose_pairs(pairs: Sequence[Pair], systems: Sequence[str], dialogues: int, 
         RunError: If a system does not exist, or no pair is left.
     """
     names = list(dict.fromkeys(name for pair in pairs for name in pair.systems))
-    if unknown := [name for name in systems if name not in names]:
+    if pairs and (unknown := [name for name in systems if name not in names]):
         raise RunError(f"--system {', '.join(unknown)}: not one of {', '.join(names)}", "use the names of the report")
     if len(set(systems)) == 1:
         raise RunError(f"--system {systems[0]}: one system, and two are compared", "name another one, or none")
     chosen = [pair for pair in pairs if not systems or {*pair.systems} <= {*systems}]
     if not chosen:
-        raise RunError("no dialogue has two different summaries", "compare other systems, with data that has dialogues")
+        raise RunError("no dialogue has two different summaries of these systems", "compare or name other systems")
     texts = sorted({pair.dialogue for pair in chosen}, key=lambda text: _digest(f"{seed}\n{text}"))
     kept = set(texts[:dialogues])
     return [pair for pair in chosen if pair.dialogue in kept]
 
 
 def read_ratings(folder: Path) -> dict[tuple[str, str], Rating]:
-    """The valid ratings by rater and key, oldest first: the last of each pair, without those that were withdrawn.
+    """The valid ratings, oldest first: the last of each rater and pair, without those that were withdrawn.
 
     Args:
         folder: The folder of the comparison; without a file, there are no ratings.
 
+    Returns:
+        The ratings by `identity` of the rater and key of the pair.
+
     Raises:
         DataError: If a line is not a rating.
     """
-    path = folder / RATINGS
+    path, hint = folder / RATINGS, "correct or remove this line; all others are kept"
     ratings: dict[tuple[str, str], Rating] = {}
-    for number, line in enumerate(files.read_jsonl(path, DataError, "remove the line, or the file"), 1):
+    for number, line in enumerate(files.read_jsonl(path, DataError, hint), 1):
         try:
             rating = Rating.model_validate(line)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path}:{number}: {where}: {first['msg']}", "remove the line, or the file") from error
-        ratings.pop((rating.rater, rating.pair), None)
+            raise DataError(f"{path}:{number}: {where}: {first['msg']}", hint) from error
+        owner = (identity(rating.rater), rating.pair)
+        ratings.pop(owner, None)
         if rating.choice is not None:
-            ratings[rating.rater, rating.pair] = rating
+            ratings[owner] = rating
     return ratings
+
+
+def identity(rater: str) -> str:
+    """The name in the form that is compared: Ann and ann are one rater."""
+    return rater.casefold()
 
 
 def current_ratings(folder: Path, pairs: Iterable[Pair]) -> tuple[dict[tuple[str, str], Rating], int]:
@@ -180,8 +195,10 @@ def current_ratings(folder: Path, pairs: Iterable[Pair]) -> tuple[dict[tuple[str
     Raises:
         DataError: If a line is not a rating.
     """
-    ratings, keys = read_ratings(folder), {pair.key for pair in pairs}
-    current = {owner: rating for owner, rating in ratings.items() if rating.pair in keys}
+    ratings, systems = read_ratings(folder), {pair.key: {*pair.systems} for pair in pairs}
+    current = {
+        owner: rating for owner, rating in ratings.items() if systems.get(rating.pair) == {rating.left, rating.right}
+    }
     if other := len(ratings) - len(current):
         count = f"{other} of {len(ratings)} ratings in {folder / RATINGS}"
         console.warn(f"{count} are of other summaries, dialogues or systems than this comparison, and do not count")
@@ -203,12 +220,13 @@ class RatingSession:
     def __init__(self, folder: Path, pairs: Sequence[Pair], seed: int) -> None:
         self.path, self._folder, self._pairs, self._seed = folder / RATINGS, folder, pairs, seed
         self._lock = threading.Lock()
+        self._checked: tuple[int, int] | None = None
         with self._writing():
             self.path.touch()
 
     def raters(self) -> list[str]:
         """The names of the raters so far."""
-        return sorted({rater for rater, _ in read_ratings(self._folder)})
+        return sorted({rater: rating.rater for (rater, _), rating in read_ratings(self._folder).items()}.values())
 
     def next(self, name: object) -> dict[str, Any]:
         """The first pair that a rater has not rated, and the progress.
@@ -218,9 +236,10 @@ class RatingSession:
 
         Raises:
             DataError: If the name is not usable.
+            RunError: If the comparison has other texts now.
         """
-        with self._lock:
-            return self._view(self._rater(name))
+        with self._request(name) as rater:
+            return self._view(rater)
 
     def choose(self, name: object, number: object, choice: object, reason: object) -> dict[str, Any]:
         """Save a choice, and return the next pair.
@@ -233,16 +252,16 @@ class RatingSession:
 
         Raises:
             DataError: If a value is not usable, or the rater has rated the pair already.
+            RunError: If the comparison has other texts now.
             ResourceError: If the choice cannot be saved.
         """
         if choice not in get_args(Choice):
             raise DataError(f"the choice is not one of {', '.join(get_args(Choice))}")
         if not isinstance(reason, str) or len(reason) > MAX_REASON or SURROGATE.search(reason):
             raise DataError(f"the reason is not a text of at most {MAX_REASON} characters")
-        with self._lock:
-            rater = self._rater(name)
+        with self._request(name) as rater:
             pair, swapped = self._at(rater, number)
-            if (rater, pair.key) in read_ratings(self._folder):
+            if (identity(rater), pair.key) in read_ratings(self._folder):
                 raise DataError("this pair is already rated, in another window")
             self._save(rater, pair, swapped, choice, reason.strip())
             return self._view(rater)
@@ -255,21 +274,38 @@ class RatingSession:
 
         Raises:
             DataError: If the name is not usable, or there is no choice.
+            RunError: If the comparison has other texts now.
             ResourceError: If the file cannot be written.
         """
-        with self._lock:
-            rater = self._rater(name)
+        with self._request(name) as rater:
             numbers = {pair.key: number for number, (pair, _) in enumerate(self._order(rater))}
-            own = [each for (by, key), each in read_ratings(self._folder).items() if by == rater and key in numbers]
+            ratings = read_ratings(self._folder)
+            own = [each for (by, key), each in ratings.items() if by == identity(rater) and key in numbers]
             if not own:
                 raise DataError("there is no choice to undo")
             number = numbers[own[-1].pair]
             self._save(rater, *self._at(rater, number), None, "")
             return {**self._view(rater, number), "reason": own[-1].reason}
 
+    @contextmanager
+    def _request(self, name: object) -> Iterator[str]:
+        """Hold the session for a request of a rater, whose name it yields."""
+        with self._lock:
+            self._check_texts()
+            yield self._rater(name)
+
+    def _check_texts(self) -> None:
+        """Refuse to continue with texts that `compare` has replaced, because ratings of them would not count."""
+        path = self._folder / SUMMARIES
+        version = (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+        if version is None or version != self._checked:
+            if not {pair.key for pair in self._pairs} <= {pair.key for pair in pairs_of(read_texts(self._folder))}:
+                raise RunError(f"{path} has other texts now, and earlier ones do not count", "start the command again")
+            self._checked = version
+
     def _view(self, rater: str, number: int | None = None) -> dict[str, Any]:
         order = self._order(rater)
-        rated = {key for by, key in read_ratings(self._folder) if by == rater}
+        rated = {key for by, key in read_ratings(self._folder) if by == identity(rater)}
         todo = [each for each, (pair, _) in enumerate(order) if pair.key not in rated]
         view = {"rater": rater, "done": len(order) - len(todo), "total": len(order), "reason": "", "pair": None}
         if todo:
@@ -305,7 +341,7 @@ class RatingSession:
 
     def _order(self, rater: str) -> list[tuple[Pair, bool]]:
         """The pairs in the order of a rater, and whether the second system is on the left."""
-        start = f"{self._seed}\n{rater}\n"
+        start = f"{self._seed}\n{identity(rater)}\n"
         digests = [(_digest(start + pair.dialogue), _digest(start + pair.key), pair) for pair in self._pairs]
         ordered = sorted(digests, key=lambda each: each[:2])  # the pairs of a dialogue follow each other
         return [(pair, int(digest[-1], 16) % 2 == 1) for _, digest, pair in ordered]
@@ -316,12 +352,12 @@ class RatingSession:
         return self._order(rater)[number]
 
     def _rater(self, name: object) -> str:
-        """The name without superfluous spaces, spelled as before: Ann and ann are one rater."""
+        """The name without superfluous spaces, spelled as before."""
         text = " ".join(unicodedata.normalize("NFC", name).split()) if isinstance(name, str) else ""
         if not 0 < len(text) <= MAX_NAME or not text.isprintable():
             raise DataError(f"the name must have 1 to {MAX_NAME} printable characters")
-        known = {rater.casefold(): rater for rater in self.raters()}
-        return known.get(text.casefold(), text)
+        known = {identity(rater): rater for rater in self.raters()}
+        return known.get(identity(text), text)
 
 
 def _digest(text: str) -> str:

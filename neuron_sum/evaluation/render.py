@@ -95,9 +95,12 @@ def render_ratings(ratings: Preferences) -> RenderableType:
             str(each.dialogues),
             str(each.ratings),
         )
-    correlations = console.table("rank correlation", *ratings.correlations)
-    correlations.add_row("with the ratings", *(_interval(value, 2) for value in ratings.correlations.values()))
-    return Group(rates, Text(ratings.agreement.describe(ratings.raters), style="dim"), Text(), correlations)
+    parts = [rates, Text(ratings.agreement.describe(ratings.raters), style="dim")]
+    if ratings.correlations:
+        correlations = console.table("rank correlation", *ratings.correlations)
+        correlations.add_row("with the ratings", *(_interval(value, 2) for value in ratings.correlations.values()))
+        parts += [Text(), correlations]
+    return Group(*parts)
 
 
 def _interval(interval: Interval, digits: int) -> str:

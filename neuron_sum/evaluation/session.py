@@ -103,7 +103,8 @@ class Session:
 
         Several systems are also compared by the human ratings in the folder.
         """
-        read_ratings(folder)  # a damaged file is reported before the work
+        if len(self._systems) > 1:
+            read_ratings(folder)  # a damaged file is reported before the work
         evaluations = []
         checking = self._recipe.evaluate.claims
         if missing := sum(not example.dialogue.strip() for example in self._examples):
