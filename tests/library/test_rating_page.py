@@ -79,6 +79,7 @@ def test_a_rater_needs_only_the_keyboard(folder: Path, open_page: OpenPage, faul
         expect(progress).to_have_text("2 of 3")
         page.keyboard.press("4")
         expect(page.get_by_text("All pairs are rated")).to_be_visible()
+        expect(page.locator("#end")).to_be_focused()
         assert choices(folder) == [("1u Ann", "right", "4 u →"), ("1u Ann", "equal", ""), ("1u Ann", "both bad", "")]
         for count in (2, 1, 0):
             page.keyboard.press("u")
@@ -175,13 +176,27 @@ def test_the_same_rater_in_two_windows_rates_a_pair_once(folder: Path, open_page
         assert [choice for _, choice, _ in choices(folder)] == ["left"]
 
 
+def test_a_double_click_is_one_choice(folder: Path, open_page: OpenPage) -> None:
+    with rating_page(session_of(folder), 0) as url:
+        page = open_page(url)
+        start(page, "Ann")
+        page.get_by_role("button", name="A is better").click()
+        expect(page.locator("#count")).to_have_text("1 of 3")
+        page.mouse.down(click_count=2)
+        page.mouse.up(click_count=2)
+        page.keyboard.press("3")
+        expect(page.locator("#count")).to_have_text("2 of 3")
+        assert [choice for _, choice, _ in choices(folder)] == ["left", "equal"]
+
+
 def test_a_stopped_server_is_reported_and_the_reason_kept(folder: Path, open_page: OpenPage) -> None:
     with rating_page(session_of(folder), 0) as url:
         page = open_page(url)
         start(page, "Ann")
         page.get_by_label("Reason").fill("why")
     page.get_by_role("button", name="Equal").click()
-    expect(page.get_by_role("alert")).to_contain_text("nothing was saved")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.get_by_role("button", name="Equal")).to_be_focused()
     expect(page.get_by_label("Reason")).to_have_value("why")
     assert not (folder / RATINGS).read_text()
 
