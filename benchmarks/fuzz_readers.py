@@ -7,6 +7,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -108,8 +109,10 @@ def text_readers() -> list[Reader]:
     from neuron_sum.data.transcripts import read_dialogue
     from neuron_sum.doctor.explain import explain
     from neuron_sum.evaluation.predictions import PredictionColumns, read_predictions
+    from neuron_sum.evaluation.preferences import preferences_of
+    from neuron_sum.evaluation.ratings import read_texts
     from neuron_sum.recipes.loading import load_recipe
-    from neuron_sum.recipes.schema import DataConfig, ServeConfig
+    from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, ServeConfig
     from neuron_sum.runs.folder import open_run
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import AwsContext
@@ -126,6 +129,10 @@ def text_readers() -> list[Reader]:
     def predictions(name: str) -> Callable[[Path], object]:
         columns = PredictionColumns(prediction="summary", references=("summary",))
         return lambda folder: read_predictions(folder / name, columns, None)
+
+    def ratings(folder: Path) -> object:
+        found = preferences_of(folder, read_texts(folder), EvaluateConfig(bootstrap_samples=100))
+        return found and found.as_dict()
 
     def overrides(folder: Path) -> object:
         words = (folder / "overrides.txt").read_bytes().decode("utf-8", "surrogateescape").split("\n")
@@ -199,6 +206,7 @@ def text_readers() -> list[Reader]:
                 ("p.txt", b"They greet.\nThey part.\n"),
             )
         ),
+        Reader("ratings", _rated_comparison(), ratings),
         Reader("dialogue", {"d.txt": b"#Person1#: Hi.\n"}, lambda folder: read_dialogue(folder / "d.txt")),
         Reader("log", {"log.txt": LOG * 3}, lambda folder: explain(io.BytesIO((folder / "log.txt").read_bytes()))),
         Reader("run folder", run_files(), results),
@@ -207,6 +215,38 @@ def text_readers() -> list[Reader]:
         Reader("answers", {"answers.json": json.dumps(ANSWERS).encode()}, answers),
         Reader("ledger", {"aws/123456789012-us-east-1.jsonl": _lines([LEDGER, {**LEDGER, "event": "made"}])}, ledger),
     ]
+
+
+def _rated_comparison() -> Files:
+    """The files of a comparison of ten dialogues, of which two raters have rated each pair of summaries."""
+    from neuron_sum.evaluation.ratings import RATINGS, SUMMARIES, Rating, pairs_of
+
+    entries = [
+        {
+            "id": f"r{number}",
+            "dialogue": f"#Person1#: Hello {number}.\n#Person2#: Hi.",
+            "summaries": {
+                "first": {"text": f"They greet {number}.", "ROUGE-1": 40.0 + number % 3},
+                "second": {"text": "They part.", "ROUGE-1": 41.0},
+            },
+        }
+        for number in range(10)
+    ]
+    lines = [
+        Rating(
+            rater=rater,
+            example=pair.example,
+            left="second",
+            right="first",
+            choice=choices[number % len(choices)],
+            reason="",
+            pair=pair.key,
+            time=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        ).model_dump(mode="json")
+        for rater, choices in (("Ann", ("left", "right", "equal")), ("Bob", ("left", "both bad")))
+        for number, pair in enumerate(pairs_of(entries))
+    ]
+    return {SUMMARIES: _lines(entries), RATINGS: _lines(lines)}
 
 
 def _dialogue_file(folder: Path) -> object:

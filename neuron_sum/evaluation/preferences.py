@@ -1,5 +1,6 @@
 """The results of human ratings: win rates, agreement of the raters, and correlation with the scores."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -218,7 +219,7 @@ def _correlations(rated: Sequence[_Rated], config: EvaluateConfig) -> dict[str, 
         groups: dict[str, list[tuple[float, float]]] = {}
         for each in rated:
             first, second = (entry.get(score) for entry in each.pair.entries)
-            if isinstance(first, int | float) and isinstance(second, int | float):
+            if isinstance(first, float) and isinstance(second, float) and math.isfinite(first - second):
                 groups.setdefault(each.pair.dialogue, []).append((first - second, each.preference))
         if len(groups) >= MIN_EXAMPLES:  # with one pair, it is always 1 or -1
             found[score] = _correlation([np.array(group) for group in groups.values()], config)
