@@ -45,7 +45,7 @@ def main() -> None:
     runs = {"default": artifact.manifest.source.path}
     runs.update(name.split("=", 1) for name in options.adapters)
     recipe = artifact.recipe
-    dialogues = [example.dialogue for example in load_dataset(recipe.data)["test"]]
+    dialogues = [example.dialogue for example in load_dataset(recipe.data, recipe.output)["test"]]
     chosen = dialogues[: options.dialogues]
     lengths = [
         f"data.max_source_length={recipe.data.max_source_length}",

@@ -151,7 +151,7 @@ def plans(
         )
         longest = recipe.data.max_target_length
         if longest not in encoded:
-            examples = load_dataset(recipe.data)["train"]
+            examples = load_dataset(recipe.data, recipe.output)["train"]
             tokens = models.load_tokenizer(recipe.model)
             encoded[longest] = encode(examples, tokens, recipe.prompt.resolve(), recipe.data, decoder_only=False)
         yield name, (recipe, encoded[longest], choose_plan(recipe, encoded[longest], None, decoder_only=False))

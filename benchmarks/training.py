@@ -45,7 +45,11 @@ def main() -> None:
     tokenizer = models.load_tokenizer(recipe.model)
     model = models.load_base(recipe.model, tokenizer).train()
     data = encode(
-        load_dataset(recipe.data)["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=False
+        load_dataset(recipe.data, recipe.output)["train"],
+        tokenizer,
+        recipe.prompt.resolve(),
+        recipe.data,
+        decoder_only=False,
     )
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     padding: dict[str, float] = {}

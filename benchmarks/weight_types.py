@@ -45,7 +45,8 @@ def main() -> None:
         model = model.merge_and_unload()
     model.eval()
     dialogues = [
-        example.dialogue for example in evenly_spaced(load_dataset(run.recipe.data)["test"], options.dialogues)
+        example.dialogue
+        for example in evenly_spaced(load_dataset(run.recipe.data, run.recipe.output)["test"], options.dialogues)
     ]
     encoded = run.recipe.prompt.resolve().encode(tokenizer, dialogues, run.recipe.data.max_source_length)
     prompts = sorted((entry.input_ids for entry in encoded), key=len, reverse=True)

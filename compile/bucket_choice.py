@@ -94,7 +94,8 @@ def measure(data: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Da
     Raises:
         DataError: If there are no dialogues.
     """
-    dataset = load_dataset(_data_config(data, recipe))
+    config = _data_config(data, recipe)
+    dataset = load_dataset(config) if config.source == "sample" else load_dataset(config, recipe.output)
     examples = [example for split in dataset.splits.values() for example in split]
     if not examples:
         raise DataError(f"{dataset.origin} has no dialogues", "use a file or a folder with dialogues")

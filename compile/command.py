@@ -264,7 +264,7 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
         from neuron_sum.data.sources import load_dataset
 
         recipe = load_recipe(recipe_name, overrides)
-        tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+        tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data, recipe.output).training_texts())
         recipe = render_chat(not_rendered(recipe), tokenizer)
     else:
         raise RecipeError(

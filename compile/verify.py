@@ -23,6 +23,7 @@ from neuron_sum.runtimes.base import CompiledGenerator, Generator
 from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
+from neuron_sum.sections import SectionCoder
 
 ALLOWED_DIFFERENCES = 0.02
 """Share of fp32 summaries that may differ: rounding decides when transformers scores two continuations the same."""
@@ -108,7 +109,7 @@ def verify(
     base = recipe.model if is_adapter(path) else None
     source = open_source(path, str(artifact.path / RECIPE), [], base)
     _check_same_weights(artifact, source)
-    dataset = load_dataset(recipe.data)
+    dataset = load_dataset(recipe.data, recipe.output)
     split, wanted = recipe.evaluate.split, examples or (EXACT_EXAMPLES if manifest.is_exact else EXAMPLES)
     selection = evenly_spaced(dataset[split], wanted)
     if not selection:
@@ -120,8 +121,9 @@ def verify(
     references, protocol = [example.references for example in selection], RougeProtocol.of(recipe.evaluate)
     protocol.check(references)
     model, tokenizer = source.load()
-    reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size)
-    compiled, _ = load_generator(artifact)
+    coder = SectionCoder.of(recipe.output.sections, tokenizer)
+    reference = TransformersGenerator(model, tokenizer, recipe.generate.batch_size, coder)
+    compiled, _ = load_generator(artifact, recipe.output.sections)
     checks, drops, differing, truncated = list[Check](), list[Drop](), list[tuple[str, str, str]](), 0
     single = replace(compiled, one_step=True) if isinstance(compiled, StepGenerator) else compiled
     searches: list[tuple[CompiledGenerator, int, dict[str, int]]] = [

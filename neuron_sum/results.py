@@ -132,7 +132,8 @@ def _train(recipe: "Recipe", folder: Path) -> None:
         if error.message.startswith("the run in"):  # it was started with other settings
             raise RunError(error.message, again) from error
         raise
-    check(run.read_record().fingerprint, of_data(load_dataset(recipe.data), "train", "validation"), folder, again)
+    dataset = load_dataset(recipe.data, recipe.output)
+    check(run.read_record().fingerprint, of_data(dataset, "train", "validation"), folder, again)
     check(run.read_record().fingerprint, of_base(recipe, run.base), folder, again)
     stored = open_run(folder).recipe
     if stored.model != recipe.model:  # the same weights in another place, from which `untuned` and LoRA load them

@@ -103,6 +103,8 @@ def _find_checkpoint(run: RunFolder) -> Path:
     """The folder of the run's weights without adapters, in Hugging Face's layout."""
     method, adapter = run.recipe.method, run.weights / "adapter_config.json"
     remedy = "run `neuron-sum compile RUN`, then `neuron-sum package ARTIFACT` for neuron-sum's container"
+    if run.recipe.output.sections:
+        raise ModelError(f"output.sections: {CONTAINER} chooses the tokens and cannot force headings", remedy)
     if adapter.is_file() and files.read_json(adapter, ModelError, REMEDY).get("task_type") != "CAUSAL_LM":
         raise ModelError(f"{run.path} adapts an encoder-decoder model; {CONTAINER} serves only {FAMILY}", remedy)
     if isinstance(method, PromptTuningMethod):

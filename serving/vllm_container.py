@@ -208,7 +208,7 @@ def _of_run(run: RunFolder, scratch: Path, overrides: Sequence[str]) -> _Content
     settings = recipe.compile
     source_len = max(settings.source_lens or (recipe.data.max_source_length,))
     target_len = settings.target_len or recipe.generate.max_new_tokens
-    if faults := [*optimum_limits.model_faults(config, CORES), *_generation_faults(recipe.generate)]:
+    if faults := [*optimum_limits.model_faults(config, CORES), *_generation_faults(recipe)]:
         raise RecipeError(
             f"{VLLM} does not support this run:\n" + "\n".join(f"  {fault}" for fault in faults),
             f"change a setting with --set KEY=VALUE, or {ALTERNATIVE}",
@@ -245,10 +245,12 @@ def _families() -> str:
     return ", ".join(optimum_limits.SUPPORTED)
 
 
-def _generation_faults(generate: GenerateConfig) -> Iterator[str]:
+def _generation_faults(recipe: Recipe) -> Iterator[str]:
+    if recipe.output.sections:
+        yield f"output.sections: {optimum.NO_SECTIONS} (train without sections)"
     for name, reason in {"num_beams": "upstream has only greedy search", **optimum.UNSUPPORTED}.items():
         default = GenerateConfig.model_fields[name].default
-        if (value := getattr(generate, name)) != default:
+        if (value := getattr(recipe.generate, name)) != default:
             yield f"generate.{name} = {value}: {reason} (generate.{name}={default})"
 
 

@@ -192,6 +192,8 @@ def _faults(source: Source, num_beams: tuple[int, ...]) -> Iterator[str]:
         default = GenerateConfig.model_fields[name].default
         if (value := getattr(generate, name)) != default:
             yield f"generate.{name} = {value}: {reason} (generate.{name}={default})"
+    if source.recipe.output.sections:
+        yield f"output.sections: {optimum.NO_SECTIONS} (output.sections=[] data.columns.sections=null)"
     if settings.kv_dtype not in (None, settings.dtype):
         yield f"compile.kv_dtype = {settings.kv_dtype}: keys and values have the weights' dtype (compile.kv_dtype=null)"
     if neuron.cache_write != "in_place":

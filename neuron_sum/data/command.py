@@ -30,7 +30,7 @@ def data(
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])])
-    dataset = load_dataset(loaded.data)
+    dataset = load_dataset(loaded.data, loaded.output)
     table = console.table("split", "dialogues", "references", "words per dialogue", "words per summary")
     splits: dict[str, dict[str, float]] = {}
     for split, examples in dataset.splits.items():
@@ -119,7 +119,14 @@ def _tokens(
     decoder_only = models.is_decoder_only(config)
     check_packing(recipe, decoder_only=decoder_only)
     encoded = {
-        split: encode(examples, tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
+        split: encode(
+            examples,
+            tokenizer,
+            recipe.prompt.resolve(),
+            recipe.data,
+            decoder_only=decoder_only,
+            sections=recipe.output.sections,
+        )
         for split, examples in dataset.splits.items()
     }
     validation = encoded.get("validation")

@@ -11,6 +11,7 @@ import torch
 from neuron_sum.data.examples import Example
 from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, control_ids, start_of, without_control
 from neuron_sum.recipes.schema import DataConfig
+from neuron_sum.sections import SectionCoder, Sections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,7 @@ def encode(
     data: DataConfig,
     *,
     decoder_only: bool,
+    sections: Sections = (),
 ) -> Encoded:
     """Tokenizes examples for training; an example with several references becomes one entry per reference.
 
@@ -79,6 +81,7 @@ def encode(
         prompt: The text around the dialogue.
         data: The recipe's section with max_source_length and max_target_length.
         decoder_only: Whether the model is decoder-only.
+        sections: The sections of the summaries, whose headings always have the same tokens.
     """
     dialogues = [example.dialogue for example in examples]
     if prompt.has_claim:
@@ -87,15 +90,7 @@ def encode(
     else:
         sources = prompt.encode(tokenizer, dialogues, data.max_source_length)
     references = [reference for example in examples for reference in example.references]
-    starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * data.max_target_length) for reference in references]
-    tokenized: list[list[int]] = (
-        tokenizer(text_target=starts, add_special_tokens=False)["input_ids"] if references else []
-    )
-    control = control_ids(tokenizer)
-    for number, row in enumerate(tokenized):
-        if not control.isdisjoint(row):
-            text = without_control(tokenizer, starts[number])
-            tokenized[number] = tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+    tokenized, is_cut = _targets(references, tokenizer, data.max_target_length, sections)
     targets = iter([[*target[: data.max_target_length - 1], tokenizer.eos_token_id] for target in tokenized])
     features: list[Features] = []
     used: list[Example] = []
@@ -115,11 +110,31 @@ def encode(
     return Encoded(
         tuple(features),
         sources_cut=sum(source.truncated for source in sources),
-        targets_cut=sum(
-            len(target) >= data.max_target_length or len(start) < len(reference)
-            for target, start, reference in zip(tokenized, starts, references, strict=True)
-        ),
+        targets_cut=sum(is_cut),
     )
+
+
+def _targets(
+    references: Sequence[str], tokenizer: "PreTrainedTokenizerBase", longest: int, sections: Sections
+) -> tuple[list[list[int]], list[bool]]:
+    """The tokens of summaries without an end token, and whether each is cut."""
+    if sections:
+        coder = SectionCoder(sections, tokenizer)
+        coded = [coder.encode(reference) for reference in references]
+        return [tokens for tokens, _ in coded], [is_cut or len(tokens) >= longest for tokens, is_cut in coded]
+    starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * longest) for reference in references]
+    tokenized: list[list[int]] = (
+        tokenizer(text_target=starts, add_special_tokens=False)["input_ids"] if references else []
+    )
+    control = control_ids(tokenizer)
+    for number, row in enumerate(tokenized):
+        if not control.isdisjoint(row):
+            text = without_control(tokenizer, starts[number])
+            tokenized[number] = tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+    return tokenized, [
+        len(target) >= longest or len(start) < len(reference)
+        for target, start, reference in zip(tokenized, starts, references, strict=True)
+    ]
 
 
 def share_prefix(examples: Sequence[Features]) -> Features:

@@ -132,10 +132,12 @@ def _csv_lines(lines: TextIO, path: Path, last: list[str], skipped: int) -> Iter
 
 
 def _check_header(header: list[str], location: str, config: DataConfig) -> None:
-    summary = config.columns.summary
-    summaries = [summary] if isinstance(summary, str) else list(summary)
-    if summary == "summary" and any(re.fullmatch(r"summary\d+", name) for name in header):
-        summaries = []
+    summaries = list(config.columns.summaries(header))
+    if config.columns.sections is not None:
+        summaries = list(config.columns.sections.values())
+        summaries = [
+            name for name in summaries if not any(re.fullmatch(rf"{re.escape(name)}\d+", each) for each in header)
+        ]
     names = ", ".join(header) or "none"
     if missing := sorted({config.columns.dialogue, *summaries} - set(header)):
         hint = "map them with data.columns.dialogue=… data.columns.summary=…, or set data.delimiter"

@@ -1,6 +1,5 @@
 """Read a data source into examples; every bad row is reported with file and line."""
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,16 @@ from neuron_sum.data.checks import Problem, merge_references, near_overlap, remo
 from neuron_sum.data.claims import generate_claims
 from neuron_sum.data.examples import Dataset, Example, evenly_spaced
 from neuron_sum.data.readers import Rows, read_rows
+from neuron_sum.data.section_rows import missing_column, section_texts
 from neuron_sum.data.splits import is_folder, split_files
 from neuron_sum.errors import DataError
-from neuron_sum.recipes.schema import Columns, DataConfig, Split
+from neuron_sum.recipes.schema import Columns, DataConfig, OutputConfig, Split
+from neuron_sum.sections import Sections
 from neuron_sum.text_files import MAX_CHARACTERS, SURROGATE, conversion_of
 
 SAMPLE = Path(__file__).parent / "sample"
 PROBLEMS_SHOWN = 20
+NO_SECTIONS = OutputConfig()
 
 COLUMNS = {
     "sample": Columns(id="fname", topic="topic"),
@@ -27,19 +29,25 @@ LICENSES = {"sample": "Apache-2.0", "dialogsum": "CC BY-NC-SA 4.0", "samsum": "C
 """Licences of the data sets with a known format: github.com/cylnlp/dialogsum, arXiv:1911.12237."""
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, output: OutputConfig = NO_SECTIONS) -> Dataset:
     """Reads and checks every split, and selects as many examples of it as its limit allows.
+
+    Args:
+        config: The source.
+        output: The form of the summaries; with sections, references have the form of `write_sections`.
 
     Raises:
         DataError: If the source does not exist, or, unless `skip_bad`, if it has bad rows; the message lists the first
             twenty with file, line and remedy.
     """
     problems: list[Problem] = []
-    columns = COLUMNS.get(config.source, config.columns)
+    columns = COLUMNS.get(config.source, config.columns).model_copy(update={"sections": config.columns.sections})
     splits: dict[Split, list[Example]] = {}
     sources, unused = _rows_by_split(config)
     for split, rows in sources.items():
-        merged = merge_references(_examples(rows, columns, split, problems), problems, by_dialogue=split != "train")
+        merged = merge_references(
+            _examples(rows, columns, split, problems, output.sections), problems, by_dialogue=split != "train"
+        )
         splits[split] = remove_duplicate_ids(merged, problems)
     splits = remove_overlap(splits, problems)
     if problems and not config.skip_bad:
@@ -85,7 +93,9 @@ def _rows_by_split(config: DataConfig) -> tuple[dict[Split, Rows], list[str]]:
     )
 
 
-def _examples(rows: Rows, columns: Columns, split: Split, problems: list[Problem]) -> Iterator[Example]:
+def _examples(
+    rows: Rows, columns: Columns, split: Split, problems: list[Problem], sections: Sections
+) -> Iterator[Example]:
     """Yields the valid rows as examples, and adds the bad ones to `problems`."""
     first = None
     for row in rows:
@@ -94,25 +104,33 @@ def _examples(rows: Rows, columns: Columns, split: Split, problems: list[Problem
             continue
         file, _, number = row[0].rpartition(":")
         first = first or file
-        example = _example(*row, columns, f"{split}_{number}" if file == first else f"{split}_{file}_{number}")
+        unnamed = f"{split}_{number}" if file == first else f"{split}_{file}_{number}"
+        example = _example(*row, columns, unnamed, sections)
         if isinstance(example, Problem):
             problems.append(example)
         else:
             yield example
 
 
-def _example(location: str, fields: Mapping[str, Any], columns: Columns, unnamed: str) -> Example | Problem:
+def _example(
+    location: str, fields: Mapping[str, Any], columns: Columns, unnamed: str, sections: Sections = ()
+) -> Example | Problem:
     """One row as an example, or its problem; a row without an id is called `unnamed`."""
-    summaries = (columns.summary,) if isinstance(columns.summary, str) else columns.summary
-    if columns.summary == "summary" and "summary" not in fields:  # DialogSum's test split: summary1, summary2, summary3
-        summaries = tuple(sorted(key for key in fields if re.fullmatch(r"summary\d+", key))) or summaries
-    texts: dict[str, str] = {}
-    for column in (columns.dialogue, *summaries):
-        if column not in fields:
-            names = ", ".join(str(key) for key in fields)
-            remedy = "map it with data.columns"
-            return Problem("missing column", location, f"{column!r} is not one of {names:.500}", remedy)
-        text = fields[column]
+    if (missing := missing_column(location, fields, columns.dialogue)) is not None:
+        return missing
+    values: dict[str, Any] = {}
+    if sections:
+        found = section_texts(location, fields, columns, sections)
+        if isinstance(found, Problem):
+            return found
+        values = dict(found)
+    else:
+        for column in columns.summaries(fields):
+            if (missing := missing_column(location, fields, column)) is not None:
+                return missing
+            values[column] = fields[column]
+    summaries, texts = tuple(values), dict[str, str]()
+    for column, text in [(columns.dialogue, fields[columns.dialogue]), *values.items()]:
         if not isinstance(text, str):
             remedy = "join the turns to one string" if isinstance(text, list) else "use a string"
             return Problem("not text", location, f"{column!r} is {text!r:.60}", remedy)

@@ -152,12 +152,15 @@ def summarize(
     """Summarize one dialogue."""
     from neuron_sum.data.transcripts import read_dialogue
     from neuron_sum.evaluation.api import Summarizer
+    from neuron_sum.sections import parse_sections
 
     summarizer = Summarizer(run, recipe=recipe, overrides=overrides or (), base=base, progress=True)
     prediction = summarizer.predict([read_dialogue(file)])[0]
+    sections = summarizer.recipe.output.sections
     console.emit(
         {
             "summary_text": prediction.summary,
+            **({"sections": parse_sections(prediction.summary, sections).texts} if sections else {}),
             "truncated": prediction.truncated,
             "input_tokens": prediction.input_tokens,
             "output_tokens": prediction.output_tokens,

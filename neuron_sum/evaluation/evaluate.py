@@ -17,12 +17,14 @@ from neuron_sum.evaluation.generate import KEPT
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.rouge import RougeProtocol, Scores, human_agreement, rouge
+from neuron_sum.evaluation.sections import section_metrics
 from neuron_sum.evaluation.speaker_tags import tag_fidelity
 from neuron_sum.evaluation.statistics import bootstrap
 from neuron_sum.evaluation.systems import HUMAN, UNTUNED, System, predict
 from neuron_sum.recipes.schema import EvaluateConfig, Recipe
 from neuron_sum.runs.fingerprint import DATA, differences, digest, model_parts, of_examples
 from neuron_sum.runs.folder import RunFolder
+from neuron_sum.sections import Sections, without_headings
 
 DEFAULT_COLUMNS = PredictionColumns()
 
@@ -60,6 +62,7 @@ def evaluate_system(
     data: str = "",
     available: int | None = None,
     checker: Checker | None = None,
+    sections: Sections = (),
 ) -> Evaluation:
     """Predict if necessary, score, and write predictions.jsonl (models) and metrics.json into a folder.
 
@@ -73,12 +76,15 @@ def evaluate_system(
         data: The origin of the examples, recorded with the metrics.
         available: The number of examples that `examples` were selected from, also recorded.
         checker: The model that scores the claims of the summaries.
+        sections: The sections of the references. Headings do not count in scores.
 
     Raises:
         DataError: For `human`, if an example has only one reference; if the tokenizer drops letters of the references.
     """
     protocol = RougeProtocol.of(recipe.evaluate)
-    references = [example.references for example in examples]
+    references = [
+        tuple(without_headings(reference, sections) for reference in example.references) for example in examples
+    ]
     protocol.check(references)
     if system.builtin == HUMAN:
         if single := sum(len(texts) < 2 for texts in references):
@@ -87,11 +93,14 @@ def evaluate_system(
                 "use a split with several references, such as DialogSum's test split, or omit human",
             )
         predictions = [Prediction(example.id, example.references[0]) for example in examples]
-        scores = human_agreement(references, protocol)
+        others = [example.references[1:] for example in examples]
     else:
         predictions = predict(system, recipe, examples, columns, folder, base)
-        scores = rouge([prediction.summary for prediction in predictions], references, protocol)
-    summaries, dialogues = [prediction.summary for prediction in predictions], [each.dialogue for each in examples]
+        others = [example.references for example in examples]
+    summaries = [without_headings(prediction.summary, sections) for prediction in predictions]
+    is_human = system.builtin == HUMAN
+    scores = human_agreement(references, protocol) if is_human else rouge(summaries, references, protocol)
+    dialogues = [each.dialogue for each in examples]
     checks = [check_summary(*pair) for pair in zip(summaries, dialogues, strict=True)]
     faithfulness = rule_scores(checks)
     claims = None
@@ -108,12 +117,15 @@ def evaluate_system(
         "data": data,
         "available": available,
         "fingerprint": fingerprint,
-        **_metrics(system, examples, predictions, scores, protocol, recipe.evaluate, base),
+        **_metrics(system, examples, summaries, references, predictions, scores, protocol, recipe.evaluate, base),
         "faithfulness": {
             "scores": {name: bootstrap(values, recipe.evaluate).as_dict() for name, values in faithfulness.items()},
             "findings": count_findings(checks),
         },
     }
+    if sections:
+        written = [prediction.summary for prediction in predictions]
+        metrics["sections"] = section_metrics(written, others, examples, sections, recipe.evaluate)
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
     return Evaluation(system, predictions, scores, metrics, checks, claims, faithfulness)
@@ -122,15 +134,16 @@ def evaluate_system(
 def _metrics(
     system: System,
     examples: Sequence[Example],
+    summaries: Sequence[str],
+    references: Sequence[Sequence[str]],
     predictions: Sequence[Prediction],
     scores: Scores,
     protocol: RougeProtocol,
     config: EvaluateConfig,
     base: RunFolder | None,
 ) -> dict[str, Any]:
-    summaries = [prediction.summary for prediction in predictions]
     words = [len(summary.split()) for summary in summaries]
-    reference_words = [len(reference.split()) for example in examples for reference in example.references]
+    reference_words = [len(reference.split()) for texts in references for reference in texts]
     tokens = [prediction.output_tokens for prediction in predictions if prediction.output_tokens is not None]
     metrics: dict[str, Any] = {
         "system": system.name,
@@ -142,7 +155,7 @@ def _metrics(
         "words_mean": round(float(np.mean(words)), 1),
         "reference_words_mean": round(float(np.mean(reference_words)), 1),
         "output_tokens_mean": round(float(np.mean(tokens)), 1) if tokens else None,
-        "empty": sum(not summary for summary in summaries),
+        "empty": sum(not summary.strip() for summary in summaries),
         "dialogues_cut": sum(prediction.truncated for prediction in predictions),
         "hit_max_new_tokens": sum(prediction.hit_limit for prediction in predictions),
     }

@@ -13,6 +13,7 @@ from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
+from neuron_sum.sections import SectionCoder, decode
 
 PREDICTIONS = "predictions.jsonl"
 KEPT = Reusable("predictions", "generation.json", PREDICTIONS)
@@ -35,6 +36,7 @@ def fingerprint(
         "data.max_source_length": str(recipe.data.max_source_length),
         "generation settings": digest(recipe.generate.model_dump(exclude={"batch_size"})),
         "dialogues": digest(list(zip(ids, dialogues, strict=True))),
+        **({"sections": digest(recipe.output.model_dump())} if recipe.output.sections else {}),
     }
 
 
@@ -88,6 +90,7 @@ def summarize_all(
         quiet: Whether to hide the progress bar.
     """
     prompts = recipe.prompt.resolve().encode(tokenizer, dialogues, recipe.data.max_source_length)
+    coder = SectionCoder.of(recipe.output.sections, tokenizer)
     done: dict[str, Prediction] = {}
     if partial is not None:
         with reading(partial, RunError, KEPT.hint(partial)):
@@ -102,7 +105,8 @@ def summarize_all(
             batch = order[start : start + size]
             rows = generator.generate([prompts[i].input_ids for i in batch], recipe.generate)
             predictions = [
-                _prediction(generator, tokenizer, ids[i], prompts[i], row) for i, row in zip(batch, rows, strict=True)
+                _prediction(generator, decode(row, tokenizer, coder), ids[i], prompts[i], row)
+                for i, row in zip(batch, rows, strict=True)
             ]
             if partial is not None:
                 with files.writing(partial), partial.open("a", encoding="utf-8") as lines:
@@ -113,15 +117,11 @@ def summarize_all(
 
 
 def _prediction(
-    generator: Generator,
-    tokenizer: PreTrainedTokenizerFast,
-    example_id: str,
-    prompt: EncodedPrompt,
-    output: Sequence[int],
+    generator: Generator, summary: str, example_id: str, prompt: EncodedPrompt, output: Sequence[int]
 ) -> Prediction:
     return Prediction(
         id=example_id,
-        summary=tokenizer.decode(output, skip_special_tokens=True).strip(),
+        summary=summary,
         truncated=prompt.truncated,
         input_tokens=len(prompt.input_ids),
         output_tokens=len(output),

@@ -28,6 +28,8 @@ def render(comparison: Comparison) -> RenderableType:
     ]
     if comparison.differences:
         parts += [Text(), _improvements(comparison), Text(f"paired bootstrap; * p < {SIGNIFICANT}", style="dim")]
+    if "sections" in first:
+        parts += [Text(), *_sections(comparison)]
     if comparison.ratings is not None and comparison.ratings.ratings:
         parts += [Text(), render_ratings(comparison.ratings)]
     step = max(1, len(comparison.examples) // SHOWN)
@@ -54,6 +56,19 @@ def _scores(comparison: Comparison) -> Table:
             console.size(size) if size else "",
         )
     return table
+
+
+def _sections(comparison: Comparison) -> list[RenderableType]:
+    table = console.table("section", "system", *ROUGE_TYPES.values(), FACTS, "missing", "unexpected")
+    for name in comparison.evaluations[0].metrics["sections"]["by_section"]:
+        for evaluation in comparison.evaluations:
+            found = evaluation.metrics["sections"]["by_section"][name]
+            scores = [_points(found["scores"].get(score)) for score in (*ROUGE_TYPES.values(), FACTS)]
+            missing = f"{found['missing']} of {found['references']}"
+            table.add_row(name, evaluation.system.name, *scores, missing, str(found["unexpected"]))
+    outside = {each.system.name: each.metrics["sections"]["outside"] for each in comparison.evaluations}
+    counts = ", ".join(f"{name} {count}" for name, count in outside.items() if count)
+    return [table, *([Text(f"summaries with text outside the sections: {counts}")] if counts else [])]
 
 
 def _faithfulness(comparison: Comparison) -> list[str]:

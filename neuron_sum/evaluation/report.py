@@ -54,6 +54,8 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
             for name in (FACTS, SUPPORT, CLAIMS)
             if any(name in evaluation.faithfulness for evaluation in comparison.evaluations)
         ],
+        sections=list(comparison.evaluations[0].metrics.get("sections", {}).get("by_section", ())),
+        facts=FACTS,
         protocol=comparison.evaluations[0].metrics["protocol"]["text"],
         significant=SIGNIFICANT,
         rouge_chart=Markup(charts.rouge_chart(comparison)),

@@ -67,7 +67,7 @@ class Session:
             raise RunError(
                 f"{names}: no run or artifact determines the data", f"{NAME_RECIPE}, which supplies the data"
             )
-        dataset = load_dataset(self._recipe.data)
+        dataset = load_dataset(self._recipe.data, self._recipe.output)
         split = self._recipe.evaluate.split
         if self._uses_data_of_runs:
             self._check_unchanged(dataset)
@@ -138,6 +138,7 @@ class Session:
                     self.origin,
                     self.available,
                     checker,
+                    self._recipe.output.sections,
                 )
             )
         comparison = compare(self._examples, evaluations, self._recipe.evaluate)
@@ -183,4 +184,5 @@ class Session:
 def _data_of(recipe: Recipe, split: Split) -> dict[str, object]:
     """The settings that determine the evaluated dialogues."""
     other_limits = {name for other, name in LIMITS.items() if other != split}
-    return recipe.data.model_dump(exclude={*other_limits, "license", "max_source_length", "max_target_length"})
+    data = recipe.data.model_dump(exclude={*other_limits, "license", "max_source_length", "max_target_length"})
+    return {**data, "sections": recipe.output.sections}

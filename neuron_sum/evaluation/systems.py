@@ -17,6 +17,7 @@ from neuron_sum.models.adapter_config import base_of, check_unused_base, is_adap
 from neuron_sum.prompts import CHAT
 from neuron_sum.recipes.schema import ModelConfig, Recipe, TrainedTokenizer
 from neuron_sum.runs.folder import RunFolder
+from neuron_sum.sections import SectionCoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -202,7 +203,7 @@ def parts_of(system: System, recipe: Recipe, base: RunFolder | None = None) -> d
     if base is not None:
         return fingerprints.check_base(base)
     trains_tokenizer = isinstance(recipe.model.tokenizer, TrainedTokenizer)
-    data = fingerprints.of_data(load_dataset(recipe.data), "train") if trains_tokenizer else {}
+    data = fingerprints.of_data(load_dataset(recipe.data, recipe.output), "train") if trains_tokenizer else {}
     return {**fingerprints.of_base(recipe), **data}
 
 
@@ -216,7 +217,7 @@ def _tokenizer(system: System, recipe: Recipe, base: RunFolder | None) -> "PreTr
     folder = system.artifact.path / TOKENIZER if system.artifact is not None else run.weights if run else system.weights
     if folder is not None:
         return models.load_tokenizer(ModelConfig(name_or_path=str(folder)))
-    return models.load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
+    return models.load_tokenizer(recipe.model, load_dataset(recipe.data, recipe.output).training_texts())
 
 
 def load_system(
@@ -246,7 +247,7 @@ def load_system(
                 "prompt: differs from the prompt that the artifact was compiled with",
                 "use the prompt of the artifact's recipe",
             )
-        return load_generator(system.artifact)
+        return load_generator(system.artifact, recipe.output.sections)
     if system.run is not None:
         model, tokenizer = trained.load_trained(system.run)
     elif system.weights is not None:
@@ -260,4 +261,5 @@ def load_system(
     models.set_special_tokens(model, tokenizer)
     adapter = getattr(model, "active_peft_config", None)
     check_positions(model.config, generation_lengths(recipe, getattr(adapter, "num_virtual_tokens", 0)))
-    return TransformersGenerator(model, tokenizer, recipe.generate.batch_size), tokenizer
+    coder = SectionCoder.of(recipe.output.sections, tokenizer)
+    return TransformersGenerator(model, tokenizer, recipe.generate.batch_size, coder), tokenizer

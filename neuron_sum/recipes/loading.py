@@ -288,6 +288,7 @@ def _locate(location: Sequence[str]) -> tuple[str, type[BaseModel]]:
             continue
         keys.append(part)
         choices = _choices(section.model_fields[part].annotation) if part in section.model_fields else []
+        choices = [_item_of(choice) for choice in choices]
         if len(choices) == 1 and _is_section(choices[0]):
             section = choices[0]
     return ".".join(keys), section
@@ -308,6 +309,14 @@ def _choices(annotation: Any) -> list[Any]:
     """The members of a union without None; the annotation itself if it is not a union."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return [member for member in members if member is not NoneType]
+
+
+def _item_of(annotation: Any) -> Any:
+    """The section of which a tuple has any number; any other annotation itself."""
+    if get_origin(annotation) is not tuple:
+        return annotation
+    item = getattr(get_args(annotation)[0], "__origin__", None)
+    return item if _is_section(item) else annotation
 
 
 def _tags(choice: Any) -> set[str]:

@@ -4,10 +4,12 @@ Each value is defined only here and read only where it is used. loading.py reads
 """
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from neuron_sum.errors import RecipeError
 from neuron_sum.prompts import CHAT, PRESETS, Prompt
@@ -52,7 +54,19 @@ class Columns(Section):
     dialogue: str = "dialogue"
     summary: str | tuple[str, ...] = "summary"
     """One column, or several references."""
+    sections: dict[str, str] | None = None
+    """The column of each section of output.sections, instead of `summary`."""
     topic: str | None = None
+
+    def summaries(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The columns of the summaries, given the names in a row or header.
+
+        DialogSum's test split has summary1, summary2 and summary3 instead of summary.
+        """
+        summaries = (self.summary,) if isinstance(self.summary, str) else self.summary
+        if self.summary != "summary" or "summary" in (names := [str(name) for name in names]):
+            return summaries
+        return tuple(sorted(name for name in names if re.fullmatch(r"summary\d+", name))) or summaries
 
 
 Perturbation = Literal["speakers", "number", "name", "negation", "other", "time", "antonym", "detail"]
@@ -117,6 +131,46 @@ class DataConfig(Section):
         """The maximum number of examples of a split."""
         limit: int | None = getattr(self, LIMITS[split])
         return limit
+
+
+class SectionConfig(Section):
+    """A named part of every summary."""
+
+    name: str = Field(pattern=r"^[^\W\d_](?:[\w '&/-]*[^\W_])?$", max_length=60)
+    """The key in answers; its heading has a capital letter and spaces for underscores: follow_up is `Follow up:`."""
+    required: bool = True
+    """Whether the section has a text in every summary; an optional one may be empty."""
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    """Maximum tokens of its text; default: as many as max_new_tokens leaves."""
+
+    @property
+    def heading(self) -> str:
+        """The name as it is written before the text, without the colon."""
+        words = self.name.replace("_", " ")
+        return words[0].upper() + words[1:]
+
+
+def _section_of(value: object) -> object:
+    return SectionConfig(name=value) if isinstance(value, str) else value
+
+
+NamedSection = Annotated[SectionConfig, BeforeValidator(_section_of, json_schema_input_type=str | SectionConfig)]
+"""A section, or only its name."""
+
+
+class OutputConfig(Section):
+    """The form of the summaries."""
+
+    sections: tuple[NamedSection, ...] = Field((), max_length=64)
+    """The sections in their order, such as [reason, outcome, actions] or [{name: reason, max_tokens: 40}]. Generation
+    forces their headings, and answers contain each section. Default: a text without sections."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "OutputConfig":
+        headings = [section.heading.casefold() for section in self.sections]
+        if doubled := next((each for each in self.sections if headings.count(each.heading.casefold()) > 1), None):
+            raise ValueError(f"two sections have the heading {doubled.heading!r}; use different names")
+        return self
 
 
 class PromptConfig(Section):
@@ -477,12 +531,13 @@ class EvaluateConfig(Section):
 
 
 class Recipe(Section):
-    """A complete run: data, prompt, model, method, training, generation, compilation, serving, evaluation."""
+    """A complete run: data, output, prompt, model, method, training, generation, compilation, serving, evaluation."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
     """The name of the recipe and of the run's folder."""
     description: str = ""
     data: DataConfig = DataConfig()
+    output: OutputConfig = OutputConfig()
     prompt: PromptConfig = PromptConfig(preset="course")
     model: ModelConfig
     method: Method = FullMethod()
@@ -500,6 +555,22 @@ class Recipe(Section):
             if has_claim:
                 given, missing = "a prompt with {claim}", "data.claims, such as data.claims={}"
             raise ValueError(f"{given} requires {missing}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> "Recipe":
+        names = [section.name for section in self.output.sections]
+        columns = self.data.columns.sections
+        if columns is not None and set(columns) != set(names):
+            valid = f"the names of output.sections: {', '.join(names) or 'none'}"
+            raise ValueError(f"data.columns.sections has {', '.join(columns) or 'no names'}; it must have {valid}")
+        if names and self.data.claims is not None:
+            raise ValueError("output.sections and data.claims cannot be combined: a checker writes no summaries")
+        if names and self.compile.greedy_steps > 1:
+            raise ValueError(
+                f"compile.greedy_steps = {self.compile.greedy_steps}: such graphs choose the tokens, so that the "
+                "headings of output.sections cannot be forced; use compile.greedy_steps=1"
+            )
         return self
 
     @model_validator(mode="after")

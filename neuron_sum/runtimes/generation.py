@@ -14,7 +14,9 @@ from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import Shapes, StepRuntime
 from neuron_sum.runtimes.rolling import RollingBatch, rolling_session
 from neuron_sum.runtimes.search import Counts, new_search, search
+from neuron_sum.runtimes.sections import SectionRules
 from neuron_sum.runtimes.slots import AdapterSlots
+from neuron_sum.sections import SectionCoder
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class StepGenerator:
         default_adapter: The adapter used if none is requested; None for the base model.
         max_prompts: The number of prompts per batch; None for the batch size of the largest bucket.
         one_step: Whether the graphs of several greedy steps are not used.
+        sections: The sections of the summaries, whose headings are forced; None for a text without sections.
         used: See `CompiledGenerator`.
         counts: The steps so far.
     """
@@ -34,6 +37,7 @@ class StepGenerator:
     default_adapter: str | None = None
     max_prompts: int | None = None
     one_step: bool = False
+    sections: SectionCoder | None = None
     used: set[Bucket] = field(default_factory=set, compare=False)
     counts: Counts = field(default_factory=Counts, compare=False)
 
@@ -93,7 +97,7 @@ class StepGenerator:
         if len(names) != len(prompts):
             raise ValueError(f"{len(names)} adapters for {len(prompts)} prompts")
         results: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        order, rules = sorted(range(len(prompts)), key=lambda index: -len(prompts[index])), self._rules(settings)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             rows = [prompts[index] for index in batch]
@@ -104,7 +108,7 @@ class StepGenerator:
                 if self.one_step:
                     session.greedy = None
                 before = _before(session.start, rows, self.runtime.tokens)
-                outputs = search(session, before, self.ends, settings, self.counts)
+                outputs = search(session, before, self.ends, settings, self.counts, rules)
             for index, tokens in zip(batch, outputs, strict=True):
                 results[index] = tokens
         return results
@@ -132,8 +136,11 @@ class StepGenerator:
         session = rolling_session(self.runtime, settings.num_beams, settings.max_new_tokens, self.batch_size)
         if session is None:
             return None
-        search = new_search(session.rows, self.ends, settings, self.counts)
+        search = new_search(session.rows, self.ends, settings, self.counts, self._rules(settings))
         return RollingBatch(session, search, self.lease, self.used)
+
+    def _rules(self, settings: GenerateConfig) -> SectionRules | None:
+        return SectionRules(self.sections, self.ends, settings) if self.sections is not None else None
 
     def lease(self, names: Sequence[str | None]) -> AbstractContextManager[list[int]]:
         """Reserve the slots of adapters until the context ends; see `AdapterSlots.lease`.

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
 
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import until_end
+from neuron_sum.runtimes.sections import SectionRules, State
+from neuron_sum.sections import SectionCoder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,13 +29,18 @@ class TransformersGenerator:
         model: The model in evaluation mode; moved to the GPU if there is one.
         tokenizer: The tokenizer of the model, for padding.
         batch_size: The number of prompts per batch.
+        sections: The sections of the summaries, whose headings are forced; None for a text without sections.
     """
 
     def __init__(
-        self, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast, batch_size: int
+        self,
+        model: "PreTrainedModel | PeftModel",
+        tokenizer: PreTrainedTokenizerFast,
+        batch_size: int,
+        sections: SectionCoder | None = None,
     ) -> None:
         self._model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._tokenizer, self._batch_size, self._sections = tokenizer, batch_size, sections
 
     @property
     def ends(self) -> Sequence[int]:
@@ -49,7 +56,7 @@ class TransformersGenerator:
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> list[list[int]]:
         """See `Generator.generate`."""
         # T5's rows begin with the decoder's start token, Llama's with the prompt unless it came as embeddings.
-        outputs, skipped = self._run(prompts, settings)
+        outputs, skipped = self._run(prompts, settings, self._sections)
         return [until_end(row, self.ends) for row in outputs.sequences[:, skipped:].tolist()]
 
     def first_logits(self, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -97,7 +104,9 @@ class TransformersGenerator:
         result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result
 
-    def _run(self, prompts: Sequence[Sequence[int]], settings: GenerateConfig) -> tuple[Any, int]:
+    def _run(
+        self, prompts: Sequence[Sequence[int]], settings: GenerateConfig, sections: SectionCoder | None = None
+    ) -> tuple[Any, int]:
         """The output of transformers' generate() with logits, and the number of tokens before the first new one."""
         model, config = self._model, self._model.config
         decoder_only = is_decoder_only(config)
@@ -108,6 +117,8 @@ class TransformersGenerator:
         ).to(model.device)
         # Without beams these have no effect, and transformers would log a warning.
         unused = set() if settings.num_beams > 1 else {"early_stopping", "length_penalty"}
+        if sections is not None:  # the minimum applies to the last section
+            unused.add("min_new_tokens")
         generation = GenerationConfig(
             **settings.model_dump(exclude={"batch_size", *unused}),
             do_sample=False,
@@ -122,10 +133,53 @@ class TransformersGenerator:
         generator: Any = model
         if decoder_only and getattr(model, "active_peft_config", None) and model.active_peft_config.is_prompt_learning:
             inputs, generator = _soft_prompt_inputs(model, **inputs), model.base_model
+        skipped = (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
+        processors = LogitsProcessorList()
+        if sections is not None:
+            rules = SectionRules(sections, self.ends, settings)
+            processors.append(_SectionsProcessor(rules, skipped, settings.num_beams))
         with torch.inference_mode():
             # Otherwise the checkpoint's defaults (sampling, penalties) replace values equal to transformers' defaults.
-            outputs = generator.generate(**inputs, generation_config=generation, use_model_defaults=False)
-        return outputs, (inputs["input_ids"].shape[1] if "input_ids" in inputs else 0) if decoder_only else 1
+            outputs = generator.generate(
+                **inputs, generation_config=generation, use_model_defaults=False, logits_processor=processors
+            )
+        return outputs, skipped
+
+
+class _SectionsProcessor:
+    """Forces the headings of sections in transformers' generate(), after its other processors.
+
+    Args:
+        rules: The rules of the sections.
+        skipped: The number of tokens before the first new one.
+        num_beams: The number of beams of each example, whose rows are next to each other.
+    """
+
+    def __init__(self, rules: SectionRules, skipped: int, num_beams: int) -> None:
+        self._rules, self._skipped, self._num_beams = rules, skipped, num_beams
+        # The state of every beam of the last step by example and new tokens, and whether the token that an end token
+        # stands for has its score.
+        self._last: dict[tuple[int, tuple[int, ...]], tuple[State, bool]] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores (rows, vocabulary) of the next tokens of input_ids (rows, length)."""
+        found: dict[tuple[int, tuple[int, ...]], tuple[State, bool]] = {}
+        values = scores.float().cpu().numpy().copy()[:, None]
+        tokens = np.broadcast_to(np.arange(values.shape[-1]), values.shape).copy()
+        rows = input_ids[:, self._skipped :].tolist()
+        states = [self._state(number // self._num_beams, row) for number, row in enumerate(rows)]
+        allowed = [[self._rules.allowed(state, len(row))] for state, row in zip(states, rows, strict=True)]
+        replaced = self._rules.apply(allowed, values, tokens)[:, 0]
+        for number, (state, row) in enumerate(zip(states, rows, strict=True)):
+            found[number // self._num_beams, tuple(row)] = state, bool(replaced[number])
+        self._last = found
+        return torch.from_numpy(values[:, 0]).to(scores)
+
+    def _state(self, example: int, row: list[int]) -> State:
+        if not row:
+            return State()
+        state, replaced = self._last[example, tuple(row[:-1])]
+        return self._rules.after(state, row[-1], replaces_end=replaced)
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:

@@ -33,6 +33,9 @@ UNSUPPORTED = {
 }
 """Settings that optimum-neuron's generate() accepts but ignores."""
 
+NO_SECTIONS = "the upstream compiled graph chooses the next token, so that headings cannot be forced"
+"""The reason why these graphs support no output.sections."""
+
 SHORTEST = 3
 """Minimum tokens of a Llama prompt: upstream pads with position 1 and expects the last token at the largest one."""
 

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import Candidates, Session, until_end
+from neuron_sum.runtimes.sections import ANY, REMOVED, Allowed, SectionRules, State
 
 NEVER = np.float32(-1.0e9)
 """A score below that of every beam; the same constant as in transformers."""
-REMOVED = np.float32("-inf")
-"""The score of a token that is not allowed."""
 NOTHING = -1
 """The place of a token before the first of a prompt."""
 
@@ -36,7 +35,12 @@ class Counts:
 
 
 def search(
-    session: Session, prompts: Tokens, ends: Sequence[int], settings: GenerateConfig, counts: Counts
+    session: Session,
+    prompts: Tokens,
+    ends: Sequence[int],
+    settings: GenerateConfig,
+    counts: Counts,
+    sections: SectionRules | None = None,
 ) -> list[list[int]]:
     """The new tokens of every example, up to and including the end token if there is one.
 
@@ -46,9 +50,10 @@ def search(
         ends: The tokens that end a summary.
         settings: The settings of the search.
         counts: Incremented by the search.
+        sections: The rules that force headings; None for a text without sections.
     """
     rows = range(len(prompts))
-    found = new_search(len(prompts), ends, settings, counts)
+    found = new_search(len(prompts), ends, settings, counts, sections)
     for row in rows:
         found.start(row, prompts[row], session.start[row])
     while found.is_running.any():
@@ -64,6 +69,7 @@ class Search(ABC):
         ends: The tokens that end a summary.
         settings: The settings of the search.
         counts: Incremented at every step.
+        sections: The rules that force headings; None for a text without sections.
 
     Attributes:
         is_running: (B,), whether a row has an unfinished summary.
@@ -71,8 +77,15 @@ class Search(ABC):
         beams: (B, K), the beam of its example that each beam continues.
     """
 
-    def __init__(self, batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> None:
-        self._settings, self._ends, self._counts = settings, tuple(ends), counts
+    def __init__(
+        self,
+        batch: int,
+        ends: Sequence[int],
+        settings: GenerateConfig,
+        counts: Counts,
+        sections: SectionRules | None = None,
+    ) -> None:
+        self._settings, self._ends, self._counts, self._sections = settings, tuple(ends), counts, sections
         shape, self._most = (batch, settings.num_beams), settings.max_new_tokens
         self.is_running = np.zeros(batch, dtype=bool)
         self.tokens = np.zeros(shape, dtype=np.int64)
@@ -81,6 +94,7 @@ class Search(ABC):
         self._written = np.full((*shape, self._most + 1), ends[0])  # behind the last place, finished rows write
         # For bans: the prompt and the new tokens of every beam, the newest at the end, NOTHING before the first.
         self._history = np.full((*shape, self._most + 1), NOTHING)
+        self._states = np.empty(shape, dtype=object)  # the place of every beam in its sections
 
     def start(self, row: int, prompt: "Sequence[int] | Tokens", tokens: Tokens) -> None:
         """Start a new summary in a row.
@@ -97,6 +111,8 @@ class Search(ABC):
         self._history[row, :, self._history.shape[2] - len(prompt) :] = prompt
         self.is_running[row], self.tokens[row], self._new[row] = True, tokens, 0
         self.beams[row] = np.arange(self.beams.shape[1])
+        for beam in range(self.beams.shape[1]):
+            self._states[row, beam] = State()
 
     def move(self, source: int, target: int) -> None:
         """Move a running row to another one, which is not running."""
@@ -128,6 +144,33 @@ class Search(ABC):
             past[..., :-1] = (past if beams is None else past[np.arange(len(tokens))[:, None], beams])[..., 1:]
             past[..., -1] = tokens
 
+    def _limits(self, count: int) -> "_Limits | None":
+        """What the first rows do not allow next; None if they allow all tokens."""
+        banned, rules = self._banned(count), self._sections
+        if rules is None:
+            return _Limits(banned) if banned is not None else None
+        new, is_running = self._new.tolist(), self.is_running.tolist()
+        allowed = [
+            [rules.allowed(state, new[row]) if is_running[row] else ANY for state in self._states[row]]
+            for row in range(count)
+        ]
+        return _Limits(banned, rules, allowed)
+
+    def _follow(self, tokens: Tokens, beams: Tokens, limits: "_Limits | None") -> None:
+        """Set the places in the sections after a step.
+
+        Args:
+            tokens: (count, K), the tokens of the step.
+            beams: (count, K), the beams that they continue.
+            limits: The limits of the step.
+        """
+        if limits is None or limits.rules is None:
+            return
+        for row in self.is_running[: len(tokens)].nonzero()[0].tolist():
+            states, replaced = self._states[row, beams[row]], limits.replaced[row, beams[row]]
+            for beam, token in enumerate(tokens[row].tolist()):
+                self._states[row, beam] = limits.rules.after(states[beam], token, replaces_end=bool(replaced[beam]))
+
     def _is_end(self, tokens: Tokens) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = tokens == self._ends[0]
         for end in self._ends[1:]:
@@ -144,7 +187,7 @@ class Search(ABC):
             Rows of count * K, and a token for each; None if all tokens are allowed.
         """
         size, beams, found = self._settings.no_repeat_ngram_size, self.tokens.shape[1], []
-        if self._settings.min_new_tokens:
+        if self._settings.min_new_tokens and self._sections is None:
             short = (self._new[:count] < self._settings.min_new_tokens).repeat(beams).nonzero()[0]
             found.append((short.repeat(len(self._ends)), np.tile(self._ends, len(short))))
         if 0 < size <= self._history.shape[2]:
@@ -161,18 +204,62 @@ class Search(ABC):
         return np.concatenate([rows for rows, _ in found]), np.concatenate([tokens for _, tokens in found])
 
 
-def new_search(batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> Search:
+def new_search(
+    batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts, sections: SectionRules | None = None
+) -> Search:
     """The search that the settings request; see `Search`."""
-    return (_Greedy if settings.num_beams == 1 else _BeamSearch)(batch, ends, settings, counts)
+    return (_Greedy if settings.num_beams == 1 else _BeamSearch)(batch, ends, settings, counts, sections)
 
 
-def _remove(scores: Scores, tokens: Tokens, banned: tuple[Tokens, Tokens]) -> bool:
-    """Removes banned tokens from candidates (B, K, M) in place; returns whether there were any."""
-    rows, not_allowed = banned
-    width = scores.shape[-1]
-    pairs, places = (tokens.reshape(-1, width)[rows] == not_allowed[:, None]).nonzero()
-    scores.reshape(-1, width)[rows[pairs], places] = REMOVED
-    return len(pairs) > 0
+class _Limits:
+    """What a step does not allow.
+
+    Args:
+        banned: Rows of B * K, and a token for each that the settings ban.
+        rules: The rules of the sections; None without sections.
+        allowed: The tokens that they allow, of each beam of each row.
+
+    Attributes:
+        replaced: (B, K), the result of `SectionRules.apply`.
+    """
+
+    def __init__(
+        self,
+        banned: tuple[Tokens, Tokens] | None,
+        rules: SectionRules | None = None,
+        allowed: Sequence[Sequence[Allowed]] = (),
+    ) -> None:
+        self._banned, self.rules, self._allowed = banned, rules, allowed
+        self.replaced = np.zeros((0, 0), dtype=bool)
+
+    def apply(self, scores: Scores, tokens: Tokens) -> bool:
+        """Change candidates (B, K, M) in place; returns whether any is no longer allowed."""
+        removed = False
+        if self._banned is not None:
+            rows, not_allowed = self._banned
+            width = scores.shape[-1]
+            pairs, places = (tokens.reshape(-1, width)[rows] == not_allowed[:, None]).nonzero()
+            scores.reshape(-1, width)[rows[pairs], places] = REMOVED
+            removed = len(pairs) > 0
+        if self.rules is not None:
+            self.replaced = self.rules.apply(self._allowed, scores, tokens)
+        return removed or self.rules is not None
+
+    def apply_to_all(self, scores: Scores) -> Tokens:
+        """Change the scores (B, K, V) of the whole vocabulary in place; returns their tokens."""
+        if self._banned is not None:
+            scores.reshape(-1, scores.shape[-1])[self._banned] = REMOVED
+        tokens = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
+        if self.rules is not None:
+            tokens = tokens.copy()
+            self.replaced = self.rules.apply(self._allowed, scores, tokens)
+        return tokens
+
+    def forced(self, batch: int, beams: int) -> NDArray[np.bool_]:
+        """(B, K), the beams for which only one token is allowed."""
+        if self.rules is None:
+            return np.zeros((batch, beams), dtype=bool)
+        return np.array([[each.forced is not None for each in row] for row in self._allowed])
 
 
 def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
@@ -184,7 +271,8 @@ def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
 class _Greedy(Search):
     def step(self, session: Session) -> None:
         """See `Search`."""
-        if (several := session.greedy) is not None and not self._settings.no_repeat_ngram_size:
+        several = session.greedy if self._sections is None else None
+        if several is not None and not self._settings.no_repeat_ngram_size:
             new = self._new[self.is_running]
             if new.min() >= self._settings.min_new_tokens and new.max() + several.steps <= self._most:
                 return self._extend(*several.call(self.tokens))
@@ -196,19 +284,19 @@ class _Greedy(Search):
         logits, ids, count = candidates.logits, candidates.tokens, len(candidates.logits)
         is_running, new = self.is_running[:count], self._new[:count]
         _check_finite(logits[..., 0][is_running])
-        if (banned := self._banned(count)) is not None:
-            logits = logits.copy()
-            _remove(logits, ids, banned)
+        if (limits := self._limits(count)) is not None:
+            logits, ids = logits.copy(), ids.copy()
+            limits.apply(logits, ids)
             if np.isneginf(logits.max(-1)[is_running]).any() and ids.shape[-1] < candidates.vocabulary:
                 self._counts.all_logits += 1
                 logits = candidates.all_logits().copy()
-                logits.reshape(-1, logits.shape[-1])[banned] = REMOVED
-                ids = np.broadcast_to(np.arange(candidates.vocabulary), logits.shape)
+                ids = limits.apply_to_all(logits)
         # Of several largest logits, the first token, as argmax does.
         best = np.where(logits == logits.max(-1, keepdims=True), ids, candidates.vocabulary).min(-1)
         best[~is_running] = self._ends[0]
         self._written[np.arange(count), 0, new] = best[:, 0]
         self._append(best)
+        self._follow(best, np.zeros_like(best), limits)
         self.tokens[:count] = best
         new += is_running
         is_running &= ~self._is_end(best[:, 0]) & (new < self._most)
@@ -238,8 +326,15 @@ class _BeamSearch(Search):
     them may end at the same step; with several end tokens, K more for each.
     """
 
-    def __init__(self, batch: int, ends: Sequence[int], settings: GenerateConfig, counts: Counts) -> None:
-        super().__init__(batch, ends, settings, counts)
+    def __init__(
+        self,
+        batch: int,
+        ends: Sequence[int],
+        settings: GenerateConfig,
+        counts: Counts,
+        sections: SectionRules | None = None,
+    ) -> None:
+        super().__init__(batch, ends, settings, counts, sections)
         self._scores = np.full(self.tokens.shape, NEVER)
         self._finished, self._finished_scores = self._written.copy(), self._scores.copy()
         self._is_finished = np.zeros(self.tokens.shape, dtype=bool)
@@ -261,9 +356,9 @@ class _BeamSearch(Search):
         self._counts.steps += 1
         is_running, can_improve = self.is_running[:count], self._can_improve[:count]
         _check_finite(candidates.logits[..., 0][is_running])
-        banned = self._banned(count)
+        limits = self._limits(count)
         top_scores, top_beams, top_tokens = _top(
-            candidates, self._scores[:count], banned, is_running, kept, self._counts
+            candidates, self._scores[:count], limits, is_running, kept, self._counts
         )
         chosen = self._written[example, top_beams]
         new = self._new[:count]
@@ -276,6 +371,7 @@ class _BeamSearch(Search):
         self._written[:count], self._scores[:count] = chosen[example, best], continuing[example, best]
         self.tokens[:count], self.beams[:count] = top_tokens[example, best], top_beams[example, best]
         self._append(self.tokens[:count], self.beams[:count])
+        self._follow(self.tokens[:count], self.beams[:count], limits)
 
         scale = np.array([self._scales[length] for length in new.tolist()])[:, None]
         finished_scores, is_finished = self._finished_scores[:count], self._is_finished[:count]
@@ -315,7 +411,7 @@ def _check_finite(largest: Scores) -> None:
 def _top(
     candidates: Candidates,
     running: Scores,
-    banned: tuple[Tokens, Tokens] | None,
+    limits: _Limits | None,
     is_running: NDArray[np.bool_],
     count: int,
     counts: Counts,
@@ -325,7 +421,7 @@ def _top(
     Args:
         candidates: The candidates of a step.
         running: (B, K), the scores of the beams.
-        banned: The tokens that are not allowed.
+        limits: The tokens that are not allowed; None without limits.
         is_running: (B,), the rows that matter.
         count: Number of continuations.
         counts: Incremented if all logits are read.
@@ -333,11 +429,13 @@ def _top(
     Returns:
         Scores, beams and tokens, each (B, count).
     """
-    scores, ids = _log_probabilities(candidates, candidates.logits), candidates.tokens
+    scores, ids = _log_probabilities(candidates, candidates.logits), candidates.tokens.copy()
     batch, beams, listed = scores.shape
     example = np.arange(batch)[:, None]
     unlisted = scores[..., -1] + running  # no token outside the list has a larger score
-    removed = banned is not None and _remove(scores, ids, banned)
+    removed = limits is not None and limits.apply(scores, ids)
+    if limits is not None:
+        unlisted[limits.forced(batch, beams)] = REMOVED
     totals = (scores + running[..., None]).reshape(batch, beams * listed)
     best = _largest(totals, count)
     top = totals[example, best]
@@ -347,8 +445,8 @@ def _top(
     counts.all_logits += 1
     vocabulary = candidates.vocabulary
     scores = _log_probabilities(candidates, candidates.all_logits())
-    if banned is not None:
-        scores.reshape(batch * beams, vocabulary)[banned] = REMOVED
+    if limits is not None:
+        limits.apply_to_all(scores)
     totals = (scores + running[..., None]).reshape(batch, beams * vocabulary)
     best = np.argpartition(-totals, count - 1, axis=1)[:, :count]
     best = best[example, _largest(totals[example, best], count)]

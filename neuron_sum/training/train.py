@@ -235,7 +235,7 @@ def prepare(
     BACKENDS[recipe.train.backend].check_model(settings, recipe)
 
     # Data
-    dataset = load_dataset(recipe.data)
+    dataset = load_dataset(recipe.data, recipe.output)
     if not dataset["train"]:
         raise DataError(f"{dataset.origin} has no training examples", "set data.files.train or another data.path")
     for line in dataset.notes():
@@ -263,9 +263,19 @@ def prepare(
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
     config, prompt = base.config, recipe.prompt.resolve()
-    validation = encode(dataset["validation"], tokenizer, prompt, recipe.data, decoder_only=decoder_only)
+    validation, training = (
+        encode(
+            dataset[split],
+            tokenizer,
+            prompt,
+            recipe.data,
+            decoder_only=decoder_only,
+            sections=recipe.output.sections,
+        )
+        for split in ("validation", "train")
+    )
     data = TrainingData(
-        train=encode(dataset["train"], tokenizer, prompt, recipe.data, decoder_only=decoder_only),
+        train=training,
         validation=validation if len(validation) else None,
     )
     total, limit, cut = len(dataset["train"]), recipe.data.max_source_length, data.train.sources_cut

@@ -340,7 +340,7 @@ class Rehearsal:
         if installed.returncode:
             stage.skipped = f"DJL Serving is not installed: {own_commands.error_in(installed.stderr)[0]}"
             return
-        data = load_dataset(self.recipe.data)
+        data = load_dataset(self.recipe.data, self.recipe.output)
         self.dialogue = (data["test"] or data["validation"] or data["train"])[0].dialogue
         with own_commands.server(model, self.folder) as url:
             self.summary = own_commands.run(self.folder, "request", url, stdin=self.dialogue)["summary_text"]

@@ -176,12 +176,19 @@ def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape
         return None
     decoder_only = models.is_decoder_only(config)
     try:
-        dataset = load_dataset(recipe.data)
+        dataset = load_dataset(recipe.data, recipe.output)
         tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     except NeuronSumError:  # not on this machine: the caller has alternatives
         return None
     recipe = render_chat(recipe, tokenizer)
-    encoded = encode(dataset["train"], tokenizer, recipe.prompt.resolve(), recipe.data, decoder_only=decoder_only)
+    encoded = encode(
+        dataset["train"],
+        tokenizer,
+        recipe.prompt.resolve(),
+        recipe.data,
+        decoder_only=decoder_only,
+        sections=recipe.output.sections,
+    )
     plan = choose_plan(recipe, encoded, None, decoder_only=decoder_only, devices=INSTANCES[INSTANCE].neuron_cores)
     longest = longest_row(recipe, decoder_only=decoder_only)
     shape = Shape(plan.source_len, plan.target_len) if plan.shapes else longest

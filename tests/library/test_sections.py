@@ -1,0 +1,170 @@
+"""Summaries with sections: the text, the rows of data, the tokens, and the scores."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from section_models import SECTIONS, byte_level, sentencepiece
+
+from neuron_sum.data.encoding import IGNORED, encode
+from neuron_sum.data.examples import Example
+from neuron_sum.data.sources import load_dataset
+from neuron_sum.errors import DataError, RecipeError
+from neuron_sum.evaluation.sections import section_metrics
+from neuron_sum.prompts import Prompt
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, OutputConfig, SectionConfig
+from neuron_sum.sections import SectionCoder, parse_sections, unknown_headings, without_headings, write_sections
+
+OUTPUT = OutputConfig(sections=SECTIONS)
+WHOLE = "Reason: The line is cut.\nFollow up:\nActions: A visit on Friday."
+TEXTS = {"reason": "The line is cut.", "follow_up": "", "actions": "A visit on Friday."}
+
+
+def made(folder: Path, rows: list[dict[str, Any]], **options: Any) -> DataConfig:
+    lines = [json.dumps({"dialogue": f"#Person1#: {number}", **row}) + "\n" for number, row in enumerate(rows)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return DataConfig.model_validate({"source": "jsonl", "path": str(folder), **options})
+
+
+@given(st.lists(st.text(max_size=40), min_size=3, max_size=3))
+def test_what_is_written_is_read(values: list[str]) -> None:
+    texts = {section.name: value for section, value in zip(SECTIONS, values, strict=True)}
+    written = write_sections(texts, SECTIONS)
+    parsed = parse_sections(written, SECTIONS)
+    assert parsed.texts == {name: " ".join(value.split()) for name, value in texts.items()}
+    assert parsed.found == tuple(texts) and not parsed.outside
+    assert write_sections(parsed.texts, SECTIONS) == written
+    blank = without_headings(written, SECTIONS)
+    assert len(blank) == len(written) and blank.split() == " ".join(parsed.texts.values()).split()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE,
+        "## Reason\nThe line\nis cut.\n\n## ACTIONS\nA visit on Friday.",
+        "**Reason:** The line is cut.\n**Actions**: A visit on Friday.",
+        "actions:A visit on Friday.\nREASON\n  The line is cut.\nfollow_up:",
+    ],
+)
+def test_texts_of_people_are_read(text: str) -> None:
+    parsed = parse_sections(text, SECTIONS)
+    assert parsed.texts == TEXTS and not parsed.outside and not unknown_headings(text, SECTIONS)
+
+
+def test_a_text_without_headings_is_outside() -> None:
+    parsed = parse_sections("The reason: none.\nReasons: two.", SECTIONS)
+    assert parsed.outside == "The reason: none. Reasons: two." and not parsed.found
+    assert parsed.missing(SECTIONS) == ["reason", "actions"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ([{"summary": WHOLE}], {}),
+        ([{"summary": TEXTS}], {}),
+        ([{"summary": json.dumps({"actions": TEXTS["actions"], "reason": TEXTS["reason"]})}], {}),
+        (
+            [{"why": TEXTS["reason"], "next": None, "todo": f"{TEXTS['actions']}\r\n"}],
+            {"columns": {"sections": {"reason": "why", "follow_up": "next", "actions": "todo"}}},
+        ),
+    ],
+)
+def test_rows_have_columns_json_or_headings(
+    tmp_path: Path, rows: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
+    [example] = load_dataset(made(tmp_path, rows, **options), OUTPUT)["train"]
+    assert example.references == (WHOLE,)
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        (
+            "No headings.",
+            "'summary' has text before the first heading: 'No headings.'; the sections are reason, follow_up",
+        ),
+        (
+            {"reason": "a", "plan": "b"},
+            "'summary' has the unknown section 'plan'; the sections are reason, follow_up, act",
+        ),
+        (
+            "Reason: a\nPlan: b\nActions: c",
+            "'summary' has the unknown section 'Plan'; the sections are reason, follow_up",
+        ),
+        ("Reason: a\nReason: b\nActions: c", "'summary' has the section 'reason' twice"),
+        ("Reason: a", "'summary' has no text in the section 'actions'; fill it in, or make it optional"),
+        ({"reason": "a", "actions": 3}, "'summary' has 3 in the section 'actions'; use a string"),
+        ("{bad", "'summary' is not JSON: "),
+        (["a"], "'summary' is ['a']; write an object or a text with the sections reason, follow_up, actions"),
+    ],
+)
+def test_bad_rows_name_the_row_and_the_sections(tmp_path: Path, summary: Any, message: str) -> None:
+    config = made(tmp_path, [{"summary": WHOLE}, {"summary": summary}])
+    with pytest.raises(DataError) as raised:
+        load_dataset(config, OUTPUT)
+    assert "train.jsonl:2: " in raised.value.message and message in raised.value.message
+    skipped = load_dataset(config.model_copy(update={"skip_bad": True}), OUTPUT)
+    assert len(skipped["train"]) == 1 and sum(skipped.skipped.values()) == 1
+
+
+def test_numbered_columns_are_several_references(tmp_path: Path) -> None:
+    row = {"topic": "A cut line", "summary1": "One.", "summary2": "Two."}
+    config = made(tmp_path, [row], columns={"sections": {"title": "topic", "text": "summary"}})
+    sections = (SectionConfig(name="title"), SectionConfig(name="text"))
+    [example] = load_dataset(config, OutputConfig(sections=sections))["train"]
+    assert example.references == ("Title: A cut line\nText: One.", "Title: A cut line\nText: Two.")
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+@pytest.mark.parametrize("make", [sentencepiece, byte_level])
+def test_headings_have_the_same_tokens_in_training_and_generation(make: Any, decoder_only: bool) -> None:
+    tokenizer = make()
+    coder, long = SectionCoder(SECTIONS, tokenizer), WHOLE.replace("A visit", "A visit of the technician in the house")
+    examples = [Example("a", "#Person1#: Hi.", (WHOLE,)), Example("b", "#Person1#: Ho.", (long,))]
+    data = DataConfig(max_target_length=100)
+    encoded = encode(examples, tokenizer, Prompt("{dialogue}"), data, decoder_only=decoder_only, sections=SECTIONS)
+    assert encoded.targets_cut >= 1
+    for feature in encoded.features:
+        target = [label for label in feature["labels"] if label != IGNORED]
+        assert target[-1] == tokenizer.eos_token_id
+        assert coder.texts(target)["reason"] == TEXTS["reason"]
+        assert target[: len(coder.headings[0])] == coder.headings[0]
+    free = SectionCoder([section.model_copy(update={"max_tokens": None}) for section in SECTIONS], tokenizer)
+    assert free.decode(free.encode(WHOLE)[0]) == WHOLE
+
+
+def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headings() -> None:
+    dialogue = "#Person1#: The line is cut.\n#Person2#: A visit on Friday."
+    examples = [Example(name, dialogue, (WHOLE,)) for name in "abc"]
+    references = [example.references for example in examples]
+    summaries = [WHOLE, "The line is cut. A visit on Friday.", "Reason: The line is cut.\nFollow up: On Monday."]
+    found = section_metrics(summaries, references, examples, SECTIONS, EvaluateConfig())
+    assert found["outside"] == 1
+    counts = {
+        name: (each["references"], each["missing"], each["unexpected"]) for name, each in found["by_section"].items()
+    }
+    assert counts == {"reason": (3, 1, 0), "follow_up": (0, 0, 1), "actions": (3, 2, 0)}
+    reason, follow_up = found["by_section"]["reason"]["scores"], found["by_section"]["follow_up"]["scores"]
+    assert reason["ROUGE-1"]["value"] == pytest.approx(200 / 3, abs=1e-3) and reason["facts"]["value"] == 100
+    assert follow_up == {"facts": {"value": 0.0, "low": 0.0, "high": 0.0}}, "Monday does not occur in the dialogue"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["output.sections=[a, A]"], "two sections have the heading 'A'"),
+        (["output.sections=[{name: a, most: 3}]"], "output.sections.0.most: unknown key"),
+        (["output.sections=['a:b']"], "output.sections.0.name = 'a:b'"),
+        (["output.sections=[a]", "compile.greedy_steps=4"], "compile.greedy_steps = 4: such graphs choose the tokens"),
+        (["data.columns.sections={b: c}", "output.sections=[a]"], "it must have the names of output.sections: a"),
+    ],
+)
+def test_invalid_sections_are_errors_of_the_recipe(changes: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("tiny", changes)
+    assert message in raised.value.message
