@@ -61,6 +61,7 @@ class Answer:
         input_tokens: Number of tokens in the prompt, after the cut.
         output_tokens: Number of tokens in the summary.
         checks: The parts of the summary that the dialogue does not support, if the request asked for them.
+        sections: The text of each section, if the model has sections.
         error: The reason for a missing summary. A field `inputs[7]` means the eighth dialogue.
         answered: Whether the endpoint summarized or refused this dialogue. False if it was busy (503) at every
             attempt, if the whole request failed, or if the dialogue was not sent because an earlier request failed.
@@ -71,6 +72,7 @@ class Answer:
     input_tokens: int = 0
     output_tokens: int = 0
     checks: tuple[Check, ...] | None = None
+    sections: dict[str, str] | None = None
     error: ErrorBody | None = None
     answered: bool = True
 
@@ -80,6 +82,7 @@ class Answer:
             return {"error": self.error.model_dump()}
         return {
             "summary_text": self.summary_text,
+            **({} if self.sections is None else {"sections": self.sections}),
             "truncated": self.truncated,
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
@@ -248,6 +251,7 @@ class Client:
                 item.input_tokens,
                 item.output_tokens,
                 tuple(item.checks) if item.checks is not None else None,
+                item.sections,
             )
             for index, (place, item) in enumerate(zip(batch, items, strict=True))
         }

@@ -91,6 +91,8 @@ class Summary(BaseModel):
     """The answer to one dialogue."""
 
     summary_text: str
+    sections: dict[str, str] | None = None
+    """The text of each section by name, empty for an optional one without a text; only of models with sections."""
     truncated: bool
     """Whether the end of the dialogue was cut to fit the longest bucket."""
     input_tokens: int

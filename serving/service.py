@@ -20,6 +20,7 @@ from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import choose_bucket
 from neuron_sum.runtimes.load import load_generator
+from neuron_sum.sections import SectionCoder, decode, parse_sections, without_headings
 from serving import metrics
 from serving.adapters import BASE, Adapters
 from serving.batching import Batcher, Work, as_service_error
@@ -83,6 +84,8 @@ class Service:
     ) -> None:
         self._artifact, self._generator, self._tokenizer, self._limits = artifact, generator, tokenizer, limits
         self._prompt = artifact.recipe.prompt.resolve()
+        self._sections = artifact.recipe.output.sections
+        self._coder = SectionCoder.of(self._sections, tokenizer)
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "tokenizer")
         self._batcher = Batcher(generator, limits.queue_size, self._report_batch)
         self.adapters = Adapters(generator.adapters, artifact.manifest.adapter_names, registered)
@@ -210,7 +213,8 @@ class Service:
         loop = asyncio.get_running_loop()
         for item, result in zip(items, results, strict=True):
             if item.parameters.checks and isinstance(result, Summary):
-                checking = loop.run_in_executor(self._tokenizers, check_summary, result.summary_text, item.text)
+                text = without_headings(result.summary_text, self._sections)
+                checking = loop.run_in_executor(self._tokenizers, check_summary, text, item.text)
                 try:
                     checked = await asyncio.wait_for(checking, deadline - time.monotonic())
                 except asyncio.TimeoutError as error:
@@ -245,6 +249,12 @@ class Service:
             raise ServiceError(
                 422,
                 f"max_new_tokens is {settings.max_new_tokens}; compiled for at most {longest}",
+                f"{field}max_new_tokens",
+            )
+        if self._coder is not None and settings.max_new_tokens < self._coder.shortest:
+            raise ServiceError(
+                422,
+                f"max_new_tokens is {settings.max_new_tokens}; the sections need at least {self._coder.shortest}",
                 f"{field}max_new_tokens",
             )
         if settings.num_beams not in compiled.num_beams:
@@ -295,9 +305,13 @@ class Service:
         if isinstance(error, ServiceError):
             return error
         tokens = work.result.result()
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        text = decode(tokens, self._tokenizer, self._coder)
         return Summary(
-            summary_text=text, truncated=work.truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
+            summary_text=text,
+            sections=parse_sections(text, self._sections).texts if self._sections else None,
+            truncated=work.truncated,
+            input_tokens=len(work.prompt),
+            output_tokens=len(tokens),
         )
 
     def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:

@@ -1,0 +1,120 @@
+"""A model with sections from its training to the answers of the endpoint."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from micro_models import MICRO
+from section_models import eager_generator
+from service_requests import DIALOGUE, LIMITS
+
+from compile.exporters.optimum import _faults
+from neuron_sum.errors import ArtifactError, ModelError, RecipeError
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.runs.folder import open_run
+from neuron_sum.runs.trained import load_trained
+from neuron_sum.runtimes.load import load_generator
+from neuron_sum.sections import SectionCoder, parse_sections
+from neuron_sum.training.train import train
+from serving import neuronx_container, vllm_container
+from serving.client import Answer as ClientAnswer
+from serving.schema import JSON, JSON_LINES, ServiceError, openapi
+from serving.service import Answer, Service
+
+SECTIONS = [
+    "output.sections=[{name: topic, max_tokens: 6}, summary]",
+    "data.columns.sections={topic: topic, summary: summary}",
+    "generate.max_new_tokens=30",
+]
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def section_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sections")
+    (folder / "micro.yaml").write_text(MICRO)
+    train(load_recipe(str(folder / "micro.yaml"), ["name=micro-sections", *SECTIONS]), folder / "run")
+    return folder / "run"
+
+
+def test_summarize_and_compare_have_sections(section_run: Path, tmp_path: Path, neuron_sum: CommandLine) -> None:
+    shutil.copytree(section_run, tmp_path / "run")
+    made = neuron_sum("summarize", "run", "--json", stdin=DIALOGUE)
+    assert made.returncode == 0, made.stderr
+    answer = json.loads(made.stdout)
+    assert list(answer["sections"]) == ["topic", "summary"] and answer["sections"]["topic"]
+    assert answer["summary_text"].startswith(f"Topic: {answer['sections']['topic']}\nSummary: ")
+
+    made = neuron_sum("compare", "untuned", "run", "lead-3", "human", "--output", "comparison")
+    assert made.returncode == 0, made.stderr
+    assert "unexpected" in made.stdout and "summaries with text outside the sections: lead-3 12" in made.stdout
+    systems = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["systems"]
+    found = {each["system"]: each["sections"]["by_section"]["topic"] for each in systems}
+    assert {name: each["missing"] for name, each in found.items()} == {"untuned": 0, "run": 0, "lead-3": 12, "human": 0}
+    assert found["lead-3"]["scores"]["ROUGE-1"]["value"] == 0 and found["human"]["scores"]["ROUGE-1"]["value"] > 50
+    lead = next(each for each in systems if each["system"] == "lead-3")
+    assert lead["scores"]["ROUGE-1"]["value"] > 0, "headings do not count in the scores of the whole summary"
+    page = (tmp_path / "comparison" / "report.html").read_text()
+    assert '<table id="sections">' in page and "12 of 12" in page
+
+
+@pytest.fixture(scope="module")
+def ask(section_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Answer]:
+    """A service over graphs that are not compiled."""
+    run = open_run(section_run)
+    model, tokenizer = load_trained(run)
+    coder = SectionCoder.of(run.recipe.output.sections, tokenizer)
+    generator = eager_generator(model, coder, 512, 30, [tokenizer.eos_token_id])
+    artifact: Any = SimpleNamespace(recipe=run.recipe, manifest=SimpleNamespace(adapter_names=()))
+    service = Service(artifact, generator, tokenizer, LIMITS, tmp_path_factory.mktemp("state") / "adapters")
+    return lambda body, kind=JSON: asyncio.run(service.answer(body, kind, None, None, "test"))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"num_beams": 3}, {"checks": True}, {"max_new_tokens": 12}])
+def test_every_answer_of_the_endpoint_has_its_sections(
+    section_run: Path, ask: Callable[..., Answer], parameters: dict[str, Any]
+) -> None:
+    texts = [DIALOGUE, "#Person1#: Hi.", "Topic: none\nSummary: none", "{}", "\n".join([DIALOGUE] * 20)]
+    answers = json.loads(ask(json.dumps({"inputs": texts, "parameters": parameters}).encode()).body)
+    sections = open_run(section_run).recipe.output.sections
+    for answer in answers:
+        parsed = parse_sections(answer["summary_text"], sections)
+        assert parsed.texts == answer["sections"] and not parsed.missing(sections) and not parsed.outside
+        for check in answer.get("checks", ()):
+            assert answer["summary_text"][check["start"] : check["end"]] == check["text"]
+    [line] = ask(json.dumps({"inputs": DIALOGUE, "parameters": parameters}).encode(), JSON_LINES).body.splitlines()
+    assert json.loads(line) == answers[0]
+
+
+def test_too_few_tokens_for_the_headings_are_refused(ask: Callable[..., Answer]) -> None:
+    with pytest.raises(ServiceError) as refused:
+        ask(json.dumps({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 2}}).encode())
+    assert (refused.value.code, refused.value.field) == (422, "parameters.max_new_tokens")
+
+
+def test_the_contract_and_the_client_have_sections() -> None:
+    schema = openapi()["components"]["schemas"]["Summary"]["properties"]["sections"]
+    assert schema["anyOf"][0] == {"additionalProperties": {"type": "string"}, "type": "object"}
+    assert ClientAnswer("a", sections={"topic": "a"}).as_dict()["sections"] == {"topic": "a"}
+    assert "sections" not in ClientAnswer("a").as_dict()
+
+
+def test_runtimes_that_choose_the_tokens_reject_sections_by_name(section_run: Path, tmp_path: Path) -> None:
+    recipe = open_run(section_run).recipe
+    upstream: Any = SimpleNamespace(recipe=recipe, manifest=SimpleNamespace(runtime="optimum"))
+    with pytest.raises(ArtifactError, match=r"output\.sections: the upstream compiled graph"):
+        load_generator(upstream)
+    with pytest.raises(ModelError, match=r"output\.sections: .* cannot force headings"):
+        neuronx_container.write_archive(open_run(section_run), tmp_path / "model.tar.gz")
+    with pytest.raises(RecipeError, match=r"compile\.greedy_steps = 2"):
+        load_recipe(recipe, ["compile.greedy_steps=2"])
+    assert next(iter(vllm_container._generation_faults(recipe))).startswith("output.sections: ")
+    source: Any = SimpleNamespace(recipe=recipe, soft_prompt_tokens=0)
+    assert any(fault.startswith("output.sections: ") for fault in _faults(source, (1,)))
+    assert not [*tmp_path.iterdir()]
