@@ -36,6 +36,7 @@ RECIPE = {
         "columns": {"id": "id", "summary": ["summary", "other"]},
         "max_examples": 5,
     },
+    "output": {"sections": ["reason", {"name": "follow_up", "required": False, "max_tokens": 9}]},
     "prompt": {"preset": None, "template": "Summarize: {dialogue}"},
     "model": {
         "config": {"model_type": "t5", "d_model": 16, "num_layers": 1},
@@ -55,7 +56,16 @@ LOG = (
     b"[1,mpirank:0]<stderr>: x\n"
 )
 REQUEST = {"inputs": ["#Person1#: Hi.", "b"], "parameters": {"max_new_tokens": 5, "num_beams": 1, "adapter": "x"}}
-ANSWERS = [{"summary_text": "a", "truncated": False, "input_tokens": 3, "output_tokens": 1}] * 2
+ANSWERS = [
+    {"summary_text": "a", "truncated": False, "input_tokens": 3, "output_tokens": 1, **more}
+    for more in ({}, {"sections": {"reason": "a", "follow_up": ""}})
+]
+SECTION_ROWS: list[dict[str, Any]] = [
+    {"dialogue": "#Person1#: Hi.", "summary": "Reason: A greeting.\nFollow up: On Monday."},
+    {"dialogue": "#Person1#: Ho.", "summary": "## REASON\nA greeting."},
+    {"dialogue": "#Person1#: Ha.", "summary": {"reason": "A greeting.", "follow_up": None}},
+    {"dialogue": "#Person1#: He.", "summary": '{"reason": "A greeting."}'},
+]
 LEDGER = {
     "time": "2026-01-02T03:04:05Z",
     "event": "intent",
@@ -112,7 +122,7 @@ def text_readers() -> list[Reader]:
     from neuron_sum.evaluation.preferences import preferences_of
     from neuron_sum.evaluation.ratings import read_texts
     from neuron_sum.recipes.loading import load_recipe
-    from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, ServeConfig
+    from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, OutputConfig, SectionConfig, ServeConfig
     from neuron_sum.runs.folder import open_run
     from sagemaker_jobs.aws.ledger import Ledger
     from sagemaker_jobs.aws.names import AwsContext
@@ -121,9 +131,12 @@ def text_readers() -> list[Reader]:
     from serving.schema import CONTENT_TYPES, answer_type, media_type
     from serving.transport import Reply
 
-    def data(source: str, skip_bad: bool, **options: Any) -> Callable[[Path], object]:
+    sections = OutputConfig(sections=(SectionConfig(name="reason"), SectionConfig(name="follow_up", required=False)))
+
+    def data(source: str, skip_bad: bool, output: OutputConfig | None = None) -> Callable[[Path], object]:
         return lambda folder: load_dataset(
-            DataConfig.model_validate({"source": source, "path": str(folder), "skip_bad": skip_bad, **options})
+            DataConfig.model_validate({"source": source, "path": str(folder), "skip_bad": skip_bad}),
+            output or OutputConfig(),
         )
 
     def predictions(name: str) -> Callable[[Path], object]:
@@ -194,6 +207,7 @@ def text_readers() -> list[Reader]:
                 (False, True),
             )
         ),
+        Reader("data, sections", {"train.jsonl": _lines(SECTION_ROWS)}, data("jsonl", False, sections)),
         Reader("data, parquet", {"train.parquet": _parquet()}, data("hub", False)),
         *(Reader(f"data, {name}", {name: content}, _dialogue_file) for name, content in transcripts.items()),
         *(

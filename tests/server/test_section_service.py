@@ -5,18 +5,22 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from micro_models import MICRO
+from playwright.sync_api import Browser, Route, expect
 from section_models import eager_generator
 from service_requests import DIALOGUE, LIMITS
 
 from compile.exporters.optimum import _faults
 from neuron_sum.errors import ArtifactError, ModelError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import SectionConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes.load import load_generator
@@ -24,6 +28,7 @@ from neuron_sum.sections import SectionCoder, parse_sections
 from neuron_sum.training.train import train
 from serving import neuronx_container, vllm_container
 from serving.client import Answer as ClientAnswer
+from serving.playground import page_with
 from serving.schema import JSON, JSON_LINES, ServiceError, openapi
 from serving.service import Answer, Service
 
@@ -103,6 +108,38 @@ def test_the_contract_and_the_client_have_sections() -> None:
     assert schema["anyOf"][0] == {"additionalProperties": {"type": "string"}, "type": "object"}
     assert ClientAnswer("a", sections={"topic": "a"}).as_dict()["sections"] == {"topic": "a"}
     assert "sections" not in ClientAnswer("a").as_dict()
+
+
+def test_the_playground_shows_headings_and_marks(browser: Browser) -> None:
+    text = "Reason: 😀 The line is cut.\nFollow up:\nActions: A visit on Friday: at ten."
+    check = {"kind": "date", "text": "Friday", "start": text.index("Friday"), "end": text.index("Friday") + 6}
+    answer = {
+        "summary_text": text,
+        "sections": parse_sections(
+            text, [SectionConfig(name=name) for name in ("reason", "follow_up", "actions")]
+        ).texts,
+        "truncated": False,
+        "input_tokens": 9,
+        "output_tokens": 20,
+        "checks": [{**check, "message": "not there"}],
+    }
+
+    def reply(route: Route) -> None:
+        path = urlsplit(route.request.url).path
+        if path == "/":
+            route.fulfill(body=page_with({}), content_type="text/html")
+        else:
+            route.fulfill(json={"m": None} if path.endswith("playground/models") else [answer])
+
+    with closing(browser.new_page()) as page:
+        page.route("**/*", reply)
+        page.goto("http://127.0.0.1:9/")
+        page.locator("#dialogue").fill(DIALOGUE)
+        page.locator("#go").click()
+        shown = page.locator(".card .text")
+        expect(shown.locator("strong")).to_have_text(["Reason:", "Follow up:", "Actions:"])
+        expect(shown.locator("mark")).to_have_text("Friday")
+        assert shown.text_content() == text
 
 
 def test_runtimes_that_choose_the_tokens_reject_sections_by_name(section_run: Path, tmp_path: Path) -> None:
