@@ -164,6 +164,23 @@ class SectionCoder:
         """The fewest tokens of a summary: the headings, and one token of each required section."""
         return sum(map(len, self.headings)) + sum(section.required for section in self.sections)
 
+    def check_length(self, field: str, tokens: int) -> None:
+        """Check that a summary with all headings fits.
+
+        Args:
+            field: The field of the recipe with the limit.
+            tokens: Its value.
+
+        Raises:
+            RecipeError: If it does not fit; names the smallest number of tokens.
+        """
+        if tokens < self.shortest:
+            raise RecipeError(
+                f"{field} = {tokens}: the headings of output.sections and a token of each required section take "
+                f"{self.shortest} tokens",
+                f"use at least {field}={self.shortest}; texts need more",
+            )
+
     def encode(self, text: str) -> tuple[list[int], bool]:
         """The tokens of a text with sections, without an end token.
 

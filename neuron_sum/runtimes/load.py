@@ -11,7 +11,6 @@ from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runtimes import aoti, neuronx, optimum
 from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
 from neuron_sum.runtimes.generation import StepGenerator
-from neuron_sum.runtimes.sections import check_length
 from neuron_sum.sections import SectionCoder, Sections
 
 RUNTIMES: dict[str, Callable[[Artifact], StepRuntime]] = {"aoti": aoti.load, "neuronx": neuronx.load}
@@ -48,6 +47,6 @@ def load_generator(
     else:
         coder = SectionCoder.of(sections, tokenizer)
         if coder is not None:
-            check_length(coder, artifact.recipe.generate.max_new_tokens)
+            coder.check_length("generate.max_new_tokens", artifact.recipe.generate.max_new_tokens)
         generator = StepGenerator(RUNTIMES[manifest.runtime](artifact), manifest.default_adapter, sections=coder)
     return generator, tokenizer

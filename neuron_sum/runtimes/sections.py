@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neuron_sum.errors import RecipeError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.sections import SectionCoder
 
@@ -78,7 +77,7 @@ class SectionRules:
     """
 
     def __init__(self, coder: SectionCoder, ends: Sequence[int], settings: GenerateConfig) -> None:
-        check_length(coder, settings.max_new_tokens)
+        coder.check_length("generate.max_new_tokens", settings.max_new_tokens)
         self._sections, self._headings, self._ends = coder.sections, coder.headings, tuple(ends)
         self._most, self._least = settings.max_new_tokens, settings.min_new_tokens
         self._blank = coder.blank
@@ -177,20 +176,6 @@ class SectionRules:
             return False
         tokens[at], scores[at] = rule.end_as, score
         return bool(score > REMOVED)
-
-
-def check_length(coder: SectionCoder, max_new_tokens: int) -> None:
-    """Check that all headings fit.
-
-    Raises:
-        RecipeError: If they do not; names the smallest number of tokens.
-    """
-    if max_new_tokens < coder.shortest:
-        raise RecipeError(
-            f"generate.max_new_tokens = {max_new_tokens}: the headings of output.sections and a token of each required "
-            f"section take {coder.shortest} tokens",
-            f"use at least generate.max_new_tokens={coder.shortest}; texts need more",
-        )
 
 
 def _places(tokens: Tokens, token: int) -> list[int]:

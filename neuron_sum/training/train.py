@@ -34,6 +34,7 @@ from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
 from neuron_sum.runs.tracking import reporting
+from neuron_sum.sections import SectionCoder
 from neuron_sum.training.base import Trainer, TrainingData
 from neuron_sum.training.callbacks import MlflowLog
 from neuron_sum.training.estimate.activations import most_label_positions
@@ -257,6 +258,9 @@ def prepare(
             output,
             "put the old files back, install the recorded version, or use --overwrite to restart",
         )
+
+    if (coder := SectionCoder.of(recipe.output.sections, tokenizer)) is not None:
+        coder.check_length("generate.max_new_tokens", recipe.generate.max_new_tokens)
 
     # Model
     base = models.load_base(origin, tokenizer, packed=recipe.train.shapes.plan == "packed")

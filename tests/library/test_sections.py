@@ -138,6 +138,13 @@ def test_headings_have_the_same_tokens_in_training_and_generation(make: Any, dec
     assert free.decode(free.encode(WHOLE)[0]) == WHOLE
 
 
+def test_lengths_that_do_not_fit_all_headings_are_errors() -> None:
+    tokenizer, example = byte_level(), Example("a", "#Person1#: Hi.", (WHOLE,))
+    data = DataConfig(max_target_length=4)
+    with pytest.raises(RecipeError, match=r"data\.max_target_length = 3: the headings of output\.sections"):
+        encode([example], tokenizer, Prompt("{dialogue}"), data, decoder_only=False, sections=SECTIONS)
+
+
 def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headings() -> None:
     dialogue = "#Person1#: The line is cut.\n#Person2#: A visit on Friday."
     examples = [Example(name, dialogue, (WHOLE,)) for name in "abc"]
