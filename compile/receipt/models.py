@@ -73,7 +73,7 @@ def compile_llama(name: str, size: Size) -> Artifact:
 
 def _compile(name: str, overrides: Sequence[str]) -> Artifact:
     folder, recipe = Path("models", name), load_recipe(RECIPE, overrides)
-    tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data, recipe.output).training_texts())
+    tokenizer = load_tokenizer(recipe.model, load_dataset(recipe.data).training_texts())
     load_base(recipe.model, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     target = "trn1" if (instance_type() or "").startswith("trn1") else "inf2"
@@ -104,9 +104,7 @@ def compare_tokens(
         examples: The number of dialogues.
     """
     recipe, manifest = artifact.recipe, artifact.manifest
-    dialogues = [
-        example.dialogue for example in evenly_spaced(load_dataset(recipe.data, recipe.output)["test"], examples)
-    ]
+    dialogues = [example.dialogue for example in evenly_spaced(load_dataset(recipe.data)["test"], examples)]
     length = max(bucket.source_len for bucket in manifest.buckets)
     prompts = [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, length)]
     model = load_base(ModelConfig(name_or_path=str(source)), tokenizer)

@@ -13,7 +13,7 @@ from neuron_sum.data.examples import Example
 from neuron_sum.errors import ArtifactError, DataError, RecipeError
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import DataConfig, GenerateConfig
+from neuron_sum.recipes.schema import DataConfig, GenerateConfig, OutputConfig
 
 BUCKET = Bucket(batch=1, source_len=8, target_len=8)
 WORDS = ["the", "cat", "sat", "on", "the", "mat", "and", "looked", "at", "the", "dog"]
@@ -53,7 +53,7 @@ class Case:
         patch.setattr(module, "load_recipe", lambda _, overrides: load_recipe("tiny", overrides))
         patch.setattr(module, "load_dataset", self._load_dataset)
         patch.setattr(module, "TransformersGenerator", lambda *_: "transformers")
-        patch.setattr(module, "load_generator", lambda _: (generator, None))
+        patch.setattr(module, "load_generator", lambda *_: (generator, None))
         patch.setattr(
             module,
             "summarize_all",
@@ -65,7 +65,7 @@ class Case:
         patch.setattr("neuron_sum.artifact.open_artifact", lambda _: self.artifact)
         return self
 
-    def _load_dataset(self, config: DataConfig) -> dict[str, tuple[Example, ...]]:
+    def _load_dataset(self, config: DataConfig, _: OutputConfig) -> dict[str, tuple[Example, ...]]:
         self.config = config
         return {"test": self.examples[: config.max_test_examples], "validation": self.examples[:11]}
 
