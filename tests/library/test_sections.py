@@ -14,9 +14,10 @@ from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RecipeError
 from neuron_sum.evaluation.sections import section_metrics
+from neuron_sum.models.base import load_tokenizer
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, OutputConfig, SectionConfig
+from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, ModelConfig, OutputConfig, SectionConfig
 from neuron_sum.sections import SectionCoder, parse_sections, unknown_headings, without_headings, write_sections
 
 OUTPUT = OutputConfig(sections=SECTIONS)
@@ -136,6 +137,18 @@ def test_headings_have_the_same_tokens_in_training_and_generation(make: Any, dec
         assert target[: len(coder.headings[0])] == coder.headings[0]
     free = SectionCoder([section.model_copy(update={"max_tokens": None}) for section in SECTIONS], tokenizer)
     assert free.decode(free.encode(WHOLE)[0]) == WHOLE
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_the_tokenizers_of_t5_and_llama_keep_the_texts(shared_data: Path, family: str) -> None:
+    [file] = (shared_data / "tokenizers" / family).iterdir()
+    tokenizer = load_tokenizer(ModelConfig(config={"model_type": family}, tokenizer=str(file)))
+    sections = [section.model_copy(update={"max_tokens": None}) for section in SECTIONS]
+    coder, alone = SectionCoder(sections, tokenizer), tokenizer("Follow up:", add_special_tokens=False)["input_ids"]
+    assert (coder.headings[1] == alone) == (family == "t5"), "only Llama has a token for a line break"
+    for text in (WHOLE, 'Reason: -x, "é" 3.5\nFollow up: .\nActions: ;'):
+        tokens, is_cut = coder.encode(text)
+        assert coder.decode([*tokens, tokenizer.eos_token_id]) == text and not is_cut
 
 
 def test_lengths_that_do_not_fit_all_headings_are_errors() -> None:
