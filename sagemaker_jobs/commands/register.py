@@ -51,7 +51,7 @@ def register(
     given = [registry.read_scores(path) for path in scores or ()]
     if len({each.path.name for each in given}) < len(given):
         raise AwsError("two files of --scores have the same name", "Rename one of them.")
-    account, stack = session.caller(StartOptions(region=region, offline=offline, dry_run=dry_run))
+    account, stack = session.caller(StartOptions(region=region, every=every, offline=offline, dry_run=dry_run))
     reader = None if dry_run and stack.site.account == ANY_ACCOUNT else account
     model = sources.find_source(source, reader, stack)
     stack.check_readable([model.address_in(stack)])
@@ -80,7 +80,7 @@ def register(
         requests = [call.as_dict() for call in calls]
         console.emit({"group": name, "requests": requests}, session.as_json(requests))
         return
-    package = registry.register(account, stack, registration, every_s=every)
+    package = registry.register(account, stack, registration)
     address = f"s3://{stack.bucket}/{registration.prefix}"
     console.emit(
         {

@@ -235,7 +235,7 @@ def _interval(score: Mapping[str, Any]) -> str:
     return f"95 % interval {score['low']} to {score['high']}" if {"low", "high"} <= score.keys() else ""
 
 
-def register(account: Account, stack: Stack, registration: Registration, *, every_s: float) -> dict[str, Any]:
+def register(account: Account, stack: Stack, registration: Registration) -> dict[str, Any]:
     """Copy the model and its files, and create the next version of the group.
 
     A repetition after a failure or a kill writes the same objects again; an entry is only created by its last request.
@@ -244,7 +244,6 @@ def register(account: Account, stack: Stack, registration: Registration, *, ever
         account: The account and region.
         stack: The stack with the bucket.
         registration: The model.
-        every_s: Seconds between two polls.
 
     Returns:
         The description of the model package.
@@ -269,7 +268,7 @@ def register(account: Account, stack: Stack, registration: Registration, *, ever
         found = account.call("sagemaker", "describe_model_package", ModelPackageName=arn)
         if found["ModelPackageStatus"] not in WAITING:
             break
-        time.sleep(every_s)
+        time.sleep(account.every_s)
     if found["ModelPackageStatus"] != "Completed":
         statuses = found.get("ModelPackageStatusDetails", {}).get("ValidationStatuses") or []
         reasons = "; ".join(filter(None, (each.get("FailureReason") for each in statuses)))

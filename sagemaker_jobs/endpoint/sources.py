@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,14 +188,10 @@ def _record(archive: Path | IO[bytes], name: str) -> dict[str, Any]:
     Raises:
         ArtifactError: If the file contains neither.
     """
-    with (
-        reading(name, ArtifactError, PACKAGE),
-        gzip.open(archive) as stream,
-        tarfile.open(fileobj=stream, mode="r|") as members,
-    ):
-        for member in members:
-            if member.name.removeprefix("./") in (MANIFEST, ENVIRONMENT_FILE):
-                return dict(json.loads(_text(members.extractfile(member))))
+    with reading(name, ArtifactError, PACKAGE):
+        for file, text in _first_files(archive):
+            if file != PROPERTIES:
+                return dict(json.loads(text))
     raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
 
 
@@ -231,20 +227,23 @@ def inspect(archive: Path | IO[bytes], name: str) -> tuple[str, dict[str, str]]:
     Raises:
         ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
-    with (
-        reading(name, ArtifactError, PACKAGE),
-        gzip.open(archive) as stream,
-        tarfile.open(fileobj=stream, mode="r|") as members,
-    ):
-        for member in members:
-            file = member.name.removeprefix("./")
+    with reading(name, ArtifactError, PACKAGE):
+        for file, text in _first_files(archive):
             if file == ENVIRONMENT_FILE:
-                return _container(json.loads(_text(members.extractfile(member))), name)
-            if file == PROPERTIES and ENDED_HANDLER in _text(members.extractfile(member)):
+                return _container(json.loads(text), name)
+            if file == PROPERTIES and ENDED_HANDLER in text:
                 return registry.ENDED, {}
             if file == MANIFEST:
-                return str(json.loads(_text(members.extractfile(member)))["target"]), {}
+                return str(json.loads(text)["target"]), {}
     raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
+
+
+def _first_files(archive: Path | IO[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield the names and the contents of the files that describe an archive, which are its first ones."""
+    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as members:
+        for member in members:
+            if (file := member.name.removeprefix("./")) in (ENVIRONMENT_FILE, PROPERTIES, MANIFEST):
+                yield file, _text(members.extractfile(member))
 
 
 def _container(record: Mapping[str, Any], name: str) -> tuple[str, dict[str, str]]:
