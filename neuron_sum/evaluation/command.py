@@ -98,7 +98,7 @@ def rate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the dialogues, their order and the sides.")] = 42,
     port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 for any free port.")] = 8082,
     results: Annotated[
-        bool, typer.Option("--results", help="Print the results so far; do not serve the page.")
+        bool, typer.Option("--results", help="Print the results of all ratings so far; do not serve the page.")
     ] = False,
 ) -> None:
     """Serve a page on which people choose between summaries of hidden systems; `compare` then shows the results."""

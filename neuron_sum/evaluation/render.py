@@ -110,7 +110,7 @@ def render_ratings(ratings: Preferences) -> RenderableType:
             str(each.dialogues),
             str(each.ratings),
         )
-    parts = [rates, Text(ratings.agreement.describe(ratings.raters), style="dim")]
+    parts: list[RenderableType] = [rates, Text(ratings.agreement.describe(ratings.raters), style="dim")]
     if ratings.correlations:
         correlations = console.table("rank correlation", *ratings.correlations)
         correlations.add_row("with the ratings", *(_interval(value, 2) for value in ratings.correlations.values()))

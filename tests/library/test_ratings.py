@@ -247,6 +247,30 @@ def test_agreement_needs_two_raters_and_two_values(folder: Path) -> None:
     assert results(folder)["agreement"] == {"pairs": 10, "same": 50.0, "alpha": pytest.approx(1 - 0.5 / (150 / 380))}
 
 
+def test_the_order_of_the_systems_does_not_matter(tmp_path: Path) -> None:
+    names = ("a1", "b2", "c3")
+    folder = comparison(tmp_path / "three", 12, names)
+    session = session_of(folder)
+    rate_all(session, "Ann", "longer")
+    rate_all(session, "Bob", "longer", count=20)
+    rate_all(session, "Bob", "equal", count=10)
+    rate_all(session, "Bob", "shorter")
+    first = results(folder)
+    path = folder / "summaries.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in entries:
+        entry["summaries"] = {name: entry["summaries"][name] for name in ("b2", "a1", "c3")}
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    second = results(folder)
+    assert second["ratings"] == first["ratings"] == 72
+    assert second["agreement"]["alpha"] == pytest.approx(first["agreement"]["alpha"])
+    assert second["correlations"]["ROUGE-1"]["value"] == first["correlations"]["ROUGE-1"]["value"]
+    [before], [after] = (
+        [rate for rate in found["win_rates"] if "c3" not in rate["systems"]] for found in (first, second)
+    )
+    assert before["systems"] == after["systems"][::-1] and before["preferred"] == after["preferred"]
+
+
 def test_compare_shows_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results.csv").write_text(RESULTS)
