@@ -69,6 +69,8 @@ class Settings:
 settings = Settings()
 hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 """Whether messages and progress are hidden, in this thread; warnings are then Python warnings."""
+_collected: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("collected", default=None)
+"""The results that `emit` does not print, in this thread; None: it prints them."""
 
 
 def is_main_process() -> bool:
@@ -212,6 +214,9 @@ def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
     """Prints a command's result: with --json, `result` as JSON, otherwise `renderables`."""
     if not is_main_process():
         return
+    if (collected := _collected.get()) is not None:
+        collected.append(result)
+        return
     with _stdout_errors():
         if settings.json:
             print(_as_json(result, indent=2))
@@ -219,6 +224,17 @@ def emit(result: Mapping[str, Any], *renderables: RenderableType) -> None:
         console = _console(stderr=False)
         for renderable in renderables:
             console.print(renderable)
+
+
+@contextmanager
+def collect_results() -> Iterator[list[Mapping[str, Any]]]:
+    """Collects the results of the commands that are called in the block instead of printing them."""
+    results: list[Mapping[str, Any]] = []
+    token = _collected.set(results)
+    try:
+        yield results
+    finally:
+        _collected.reset(token)
 
 
 def emit_part(text: str) -> None:

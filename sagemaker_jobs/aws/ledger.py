@@ -7,10 +7,12 @@ The file is in JSON Lines, one event per line, and append-only. A resource with 
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from neuron_sum import console, files
 from neuron_sum.errors import ResourceError
@@ -19,6 +21,8 @@ from sagemaker_jobs.aws.names import AwsContext
 STATE = "NEURON_SUM_STATE"
 Event = Literal["intent", "made", "refused", "gone"]
 """intent: about to be created. made: confirmed by AWS. refused: rejected by AWS. gone: deleted, or found missing."""
+LABELS: ContextVar[Mapping[str, Any]] = ContextVar("labels", default={})  # noqa: B039 - never changed in place
+"""Details of every intent in this context, such as the step of `aws receipt` that creates the resource."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Entry:
         run: The id of the run that owns the resource.
         event: The last event.
         time: The time of that event (UTC).
+        details: The labels of the intent.
     """
 
     kind: str
@@ -38,6 +43,7 @@ class Entry:
     run: str
     event: Event
     time: str
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -63,7 +69,9 @@ class Ledger:
             ResourceError: If the ledger cannot be written.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = {"time": now, "event": event, "run": run, "kind": kind, "name": name}
+        line: dict[str, Any] = {"time": now, "event": event, "run": run, "kind": kind, "name": name}
+        if event == "intent" and (labels := LABELS.get()):
+            line["details"] = dict(labels)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.append_line(self.path, json.dumps(line, ensure_ascii=False))
@@ -80,7 +88,9 @@ class Ledger:
             if (entry := _entry(content)) is None:
                 console.warn(f"{self.path}:{number} is damaged; a resource that only this line records is not found")
             else:
-                known[entry.kind, entry.name] = entry
+                earlier = known.get((entry.kind, entry.name))
+                details = entry.details or (earlier.details if earlier else {})
+                known[entry.kind, entry.name] = replace(entry, details=details)
         return list(known.values())
 
     def open(self, run: str | None = None) -> list[Entry]:
@@ -103,7 +113,10 @@ def _entry(content: bytes) -> Entry | None:
     texts = [line.get(name) for name in ("kind", "name", "run", "event", "time")]
     if not all(isinstance(text, str) and text for text in texts) or line["event"] not in get_args(Event):
         return None
-    return Entry(line["kind"], line["name"], line["run"], line["event"], line["time"])
+    details = line.get("details", {})
+    if not isinstance(details, dict):
+        return None
+    return Entry(line["kind"], line["name"], line["run"], line["event"], line["time"], details)
 
 
 def state_folder() -> Path:

@@ -34,6 +34,9 @@ REPOSITORY = PROJECT = PREFIX
 EXPIRY_QUEUE = f"{PREFIX}-expiry"
 """Queue of the stack for calls of schedules that AWS rejected."""
 
+CAPTURED = f"{PREFIX}/capture/"
+"""Prefix of the keys of captured requests, which a lifecycle rule of the bucket deletes."""
+
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 TRANSFORM_LOG_GROUP = "/aws/sagemaker/TransformJobs"
 BUILD_LOG_GROUP = f"/aws/codebuild/{PROJECT}"
@@ -158,6 +161,11 @@ def inputs_prefix(channel: str, digest: str) -> str:
 def run_prefix(run: Run) -> str:
     """Return the prefix of the keys of everything that a run writes."""
     return f"{PREFIX}/runs/{run.id}/"
+
+
+def capture_prefix(run: Run) -> str:
+    """Return the prefix of the keys of the requests that SageMaker captures from a run's endpoint."""
+    return f"{CAPTURED}{run.id}/"
 
 
 def run_of(name: str) -> str | None:

@@ -98,7 +98,7 @@ def caller_policy(
         _pass("PassToSageMaker", [site.role_arn("jobs"), site.role_arn("endpoint")], "sagemaker"),
         _pass("PassToScheduler", [site.role_arn("expiry")], "scheduler"),
         allow("Stack", "cloudformation: DescribeStacks GetTemplate", [arn("cloudformation", f"stack/{PREFIX}/*")]),
-        allow("Bucket", "s3: ListBucket GetEncryptionConfiguration", [s3]),
+        allow("Bucket", "s3: ListBucket GetEncryptionConfiguration GetLifecycleConfiguration", [s3]),
         allow("Objects", "s3: GetObject PutObject DeleteObject AbortMultipartUpload", [f"{s3}/{PREFIX}/*"]),
         allow("Logs", "logs: GetLogEvents DeleteLogStream", streams),
         allow("ListLogs", "logs: DescribeLogStreams", [arn("logs", f"log-group:{group}:*") for group in groups]),
@@ -131,6 +131,8 @@ def caller_policy(
         ),
         allow("RejectedCalls", "sqs: GetQueueUrl GetQueueAttributes ReceiveMessage", [arn("sqs", EXPIRY_QUEUE)]),
         allow("Budget", "budgets: ViewBudget", [_budget(site)]),
+        # For the bill of `aws receipt` only; it shows the costs of the whole account.
+        allow("Costs", "ce: GetCostAndUsage", ["*"]),
         # None of these accepts the name of a resource.
         allow(
             "ListAndPrices",

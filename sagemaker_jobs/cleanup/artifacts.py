@@ -11,12 +11,14 @@ from neuron_sum.platform import prices
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, ignore_missing
 from sagemaker_jobs.aws.names import (
+    CAPTURED,
     ENDPOINT_LOGS,
     LOG_GROUPS,
     PREFIX,
     REPOSITORY,
     RUN_TAG,
     Run,
+    capture_prefix,
     owner_of,
     run_of,
     run_prefix,
@@ -24,7 +26,7 @@ from sagemaker_jobs.aws.names import (
 from sagemaker_jobs.cleanup.registered import image_digests
 from sagemaker_jobs.stack.storage import bucket_is_ours, owned_bucket
 
-STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/", f"{PREFIX}/cache/")
+STORED = (f"{PREFIX}/inputs/", f"{PREFIX}/runs/", f"{PREFIX}/cache/", CAPTURED)
 """Prefixes of the keys of everything that neuron-sum writes; the bucket may also contain the user's objects."""
 
 DELETED_AT_ONCE, IMAGES_DELETED_AT_ONCE = 1000, 100
@@ -80,7 +82,7 @@ def stored(account: Account, run: str | None) -> list[Stored]:
         AwsError: If AWS refuses, or cannot be reached.
     """
     found, bucket = [], account.site.bucket
-    for prefix in STORED if run is None else (run_prefix(Run(run, "")),):
+    for prefix in STORED if run is None else (run_prefix(Run(run, "")), capture_prefix(Run(run, ""))):
         if objects := list(_objects(account, prefix)):
             address, total = f"s3://{bucket}/{prefix}", sum(item["Size"] for item in objects)
             delete = partial(_delete_objects, account, [item["Key"] for item in objects])

@@ -16,6 +16,7 @@ def down(
     artifacts: Annotated[
         bool, typer.Option("--artifacts", help="Also delete trained models, checkpoints, inputs and logs.")
     ] = False,
+    captured: Annotated[bool, typer.Option("--captured", help="Also delete captured requests.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Delete nothing; exit with 14 if any resource remains.")
     ] = False,
@@ -24,7 +25,7 @@ def down(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the resources; delete nothing.")] = False,
 ) -> None:
     """Stop and delete the resources of a run; trained models are kept unless you pass --artifacts."""
-    from sagemaker_jobs.aws.names import parse_run_id
+    from sagemaker_jobs.aws.names import CAPTURED, parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
     from sagemaker_jobs.cleanup.registered import known_entries
@@ -57,22 +58,24 @@ def down(
         return
     removed = clearing.remove(account, run)
     stored = storage.stored(account, run)
-    skipped = storage.remove_artifacts(stored) if artifacts else []
+    deleted = stored if artifacts else [each for each in stored if captured and f"/{CAPTURED}" in each.address]
+    skipped = storage.remove_artifacts(deleted)
     remaining = clearing.remaining_resources(account, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
         raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}` again.")
-    action = "deleted" if artifacts else "kept (--artifacts deletes them)"
+    kept = [each for each in stored if each not in deleted]
     console.emit(
         {
             "removed": [item.as_dict() for item in removed],
-            "artifacts": [each.as_dict() for each in stored],
+            "artifacts": [each.as_dict() for each in (stored if artifacts else kept)],
             "artifacts_deleted": artifacts,
             "stays": skipped,
             "registered": [entry.as_dict() for entry in entries],
         },
         f"removed {len(removed)}; no resources of {run or 'any run'} remain in {account.region}",
-        *(f"{action}: {each}" for each in stored),
+        *(f"deleted: {each}" for each in deleted),
+        *(f"kept (--artifacts deletes them): {each}" for each in kept),
         *(f"not deleted: {each}" for each in skipped),
         *(f"stays: {entry}" for entry in entries),
     )

@@ -55,6 +55,7 @@ def deploy(
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import Attempt, Candidates, instance_types
+    from sagemaker_jobs.endpoint import capture as captures
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
     from sagemaker_jobs.endpoint import sources as endpoint_sources
@@ -78,7 +79,11 @@ def deploy(
             "Use --multi-model, or deploy each model separately.",
         )
     types = instance_types(hosting.instance, detach=start.detach, wait_hours=hosting.capacity_wait_hours)
+    if hosting.capture is not None and multi_model:
+        raise AwsError("SageMaker does not capture requests of multi-model endpoints", "Omit --capture.")
     account, stack = session.caller(start)
+    if hosting.capture is not None and account is not None and not start.dry_run:
+        captures.check_lifecycle(account, stack)
     reader = None if start.dry_run and stack.site.account == ANY_ACCOUNT else account
     models = [endpoint_sources.find_source(text, reader, stack) for text in sources]
     if image == VLLM:
@@ -136,6 +141,7 @@ def deploy(
     ends, address = launch.ends, f"sagemaker:{name}@{stack.site.region}"
     target = f" --target-model {models[0].name}" if multi_model else ""
     target += " --chat" if image == VLLM else ""
+    captured = None if hosting.capture is None else captures.address(run, stack)
     next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
     if image == registry.ENDED:
         next_command = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {name}, with complete prompts as inputs"
@@ -150,11 +156,13 @@ def deploy(
             "image": image_name,
             "pinned": pinned,
             "usd_per_hour": round(hourly * hosting.instances, 4),
+            **({"captured": captured} if captured else {}),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
         f"{name}: {status} on {instance}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
         f"${hourly * hosting.instances:.2f} an hour"
         + (f", ${item.usd_per_hour:.2f} with all instances" if launch.later else ""),
+        *([f"captured: {hosting.capture} % of requests, unredacted, in {captured}"] if captured else []),
         f"next: {next_command}",
         f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
     )

@@ -3,6 +3,7 @@
 import typer
 
 from sagemaker_jobs.commands.batch import batch
+from sagemaker_jobs.commands.captured import captured
 from sagemaker_jobs.commands.down import down
 from sagemaker_jobs.commands.endpoints import deploy, extend
 from sagemaker_jobs.commands.iam import iam
@@ -11,6 +12,7 @@ from sagemaker_jobs.commands.invoke import invoke
 from sagemaker_jobs.commands.jobs import compile_run, train
 from sagemaker_jobs.commands.models import models
 from sagemaker_jobs.commands.plan import plan
+from sagemaker_jobs.commands.receipt import receipt
 from sagemaker_jobs.commands.register import register
 from sagemaker_jobs.commands.rehearse import rehearse
 from sagemaker_jobs.commands.setup import setup
@@ -21,6 +23,7 @@ aws = typer.Typer(no_args_is_help=True, help="SageMaker: cost estimates, jobs, e
 aws.command()(setup)
 aws.command()(plan)
 aws.command()(rehearse)
+aws.command()(receipt)
 aws.command()(image)
 aws.command()(train)
 aws.command("compile")(compile_run)
@@ -28,6 +31,7 @@ aws.command()(deploy)
 aws.command()(invoke)
 aws.command()(extend)
 aws.command()(models)
+aws.command()(captured)
 aws.command()(batch)
 aws.command()(register)
 aws.command()(status)

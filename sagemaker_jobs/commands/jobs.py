@@ -64,7 +64,7 @@ def train(
             chosen, number = replace(job, instance=instance, image=image), attempt + failures
             return training.launch(run, resolved, chosen, channels, stack, attempt=number, environment=environment)
 
-        _carry_out(
+        carry_out(
             launch,
             types,
             account,
@@ -132,7 +132,7 @@ def compile_run(
                 attempt=trained.attempt + failures,
             )
 
-        _carry_out(
+        carry_out(
             launch,
             types,
             account,
@@ -153,7 +153,7 @@ def _image(job: JobOptions, account: "Account | None", stack: "Stack") -> str:
     return registry.pin(account, stack, job.image or training_image(stack.site.region))
 
 
-def _carry_out(
+def carry_out(
     prepare: "Callable[[str, int], Launch]",
     types: tuple[str, ...],
     account: "Account | None",
@@ -170,6 +170,10 @@ def _carry_out(
         start: The options of the command.
         options: The options of the job.
         done: Returns the text for the completed job.
+
+    Raises:
+        AwsError: If the launch is rejected, or the job does not complete.
+        Interrupted: After Ctrl-C.
     """
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import Attempt, Candidates

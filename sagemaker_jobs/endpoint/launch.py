@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sagemaker_jobs.aws.names import Run, run_prefix
 from sagemaker_jobs.cleanup.kinds import SCALING
+from sagemaker_jobs.endpoint import capture
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.options import EndpointOptions
@@ -180,6 +181,7 @@ def _config(run: Run, hosting: EndpointOptions, stack: Stack) -> Call:
         ],
         "Tags": run.tags,
         **({"KmsKeyId": key} if key is not None else {}),
+        **({} if hosting.capture is None else {"DataCaptureConfig": capture.config(run, stack, hosting.capture)}),
     }
     return Call("sagemaker", "create_endpoint_config", request, "endpoint-config", run.name("config"))
 

@@ -4,6 +4,7 @@ It imports only the standard library, because nothing else is installed yet.
 
     python3 entry.py --verify=wheelhouse=SHA256 train --instance ml.trn1.2xlarge --nodes 1 --processes 2
     python3 entry.py --verify=wheelhouse=SHA256 compile --target inf2 --set=compile.batch_sizes=[1,8]
+    python3 entry.py --verify=wheelhouse=SHA256 receipt --instance ml.trn1.2xlarge --size full
 
 All paths are below /opt/ml, or SAGEMAKER_BASE_DIR.
 """
@@ -63,6 +64,9 @@ def main(arguments: list[str]) -> int:
     compiling = stages.add_parser("compile", allow_abbrev=False)
     compiling.add_argument("--target", required=True)
     compiling.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    receipt = stages.add_parser("receipt", allow_abbrev=False)
+    receipt.add_argument("--instance", required=True)
+    receipt.add_argument("--size", required=True)
     options = parser.parse_args(arguments)
     base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
     try:
@@ -71,8 +75,10 @@ def main(arguments: list[str]) -> int:
         _install(base / "input" / "data" / "wheelhouse")
         if options.stage == "train":
             _train(base, options.instance, options.nodes, options.processes)
-        else:
+        elif options.stage == "compile":
             _compile(base, options.target, options.set)
+        else:
+            _receipt(base, options.instance, options.size)
     except Failed as failure:
         reason = base / "output" / "failure"
         reason.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +162,20 @@ def _compile(base: Path, target: str, overrides: list[str]) -> None:
     _run([*neuron_sum, "compile", str(run), "--target", target, "--output", str(artifact), *sets])
     _run([*neuron_sum, "package", str(artifact), "--output", str(archive)])
     _unpack(archive, base / "model")
+
+
+def _receipt(base: Path, instance: str, size: str) -> None:
+    """Make a receipt of the host's Neuron device; the results so far are kept in S3 if the job is stopped."""
+    os.environ["SM_CURRENT_INSTANCE_TYPE"] = instance
+    folder, kept = base / "work" / "receipt", base / "checkpoints" / "receipt"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _run([sys.executable, "-m", "neuron_sum", "receipt", "--output", str(folder), "--size", size])
+    finally:
+        for place in (kept, base / "model"):
+            place.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("receipt.*"):
+                shutil.copy(path, place)
 
 
 def _run_folder(channel: Path, folder: Path) -> Path:

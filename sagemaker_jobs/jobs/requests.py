@@ -98,3 +98,13 @@ def compile_arguments(target: str, overrides: Sequence[str] = ()) -> tuple[str, 
         overrides: Changes to the run's recipe.
     """
     return ("compile", "--target", target, *(f"--set={override}" for override in overrides))
+
+
+def receipt_arguments(instance: str, size: str) -> tuple[str, ...]:
+    """The arguments of ENTRY for a receipt of the host's Neuron device.
+
+    Args:
+        instance: The instance type.
+        size: The value of `neuron-sum receipt --size`.
+    """
+    return ("receipt", "--instance", instance, "--size", size)

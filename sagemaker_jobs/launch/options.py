@@ -163,6 +163,15 @@ class EndpointOptions:
     ] = None
     network_isolation: IsolatedOption = False
     capacity_wait_hours: CapacityOption = 0.0
+    capture: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100,
+            metavar="PERCENT",
+            help="Percentage of requests and answers that SageMaker stores in S3 for about a week, unredacted.",
+        ),
+    ] = None
 
     @property
     def lifetime_h(self) -> float | None:
@@ -188,6 +197,11 @@ class EndpointOptions:
             raise AwsError(
                 f"--max-instances {self.max_instances} is less than --instances {self.instances}",
                 f"Use --max-instances {self.instances} or more.",
+            )
+        if self.capture is not None and self.keep:
+            raise AwsError(
+                "--capture and --keep cannot be combined: requests are stored only for a limited time",
+                "Use --hours instead of --keep.",
             )
 
 

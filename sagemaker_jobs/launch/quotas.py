@@ -88,7 +88,7 @@ def check(account: Account, calls: Iterable[Call]) -> None:
     """
     for service, wanted in needed(calls).items():
         try:
-            quotas = _quotas(account, service, wanted)
+            quotas = listed(account, service, wanted)
         except AwsError as error:
             console.note(f"quotas not checked: {error.message}")
             return
@@ -104,8 +104,19 @@ def check(account: Account, calls: Iterable[Call]) -> None:
                 )
 
 
-def _quotas(account: Account, service: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the quotas of a service by name; they cannot be searched, so pages are read until all are found."""
+def listed(account: Account, service: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the quotas of a service by name, without those that AWS does not list.
+
+    They cannot be searched, so pages are read until all are found.
+
+    Args:
+        account: The account and region.
+        service: The code of the service.
+        names: The names of the quotas.
+
+    Raises:
+        AwsError: If AWS refuses, or cannot be reached.
+    """
     found: dict[str, dict[str, Any]] = {}
     for operation in LISTINGS:
         for quota in account.pages("service-quotas", operation, "Quotas", ServiceCode=service):

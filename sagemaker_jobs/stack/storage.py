@@ -10,7 +10,26 @@ from typing import Any
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, ignore_missing
-from sagemaker_jobs.aws.names import REPOSITORY, RUN_TAG
+from sagemaker_jobs.aws.names import CAPTURED, REPOSITORY, RUN_TAG
+
+CAPTURE_DAYS = 7
+"""Days after which the bucket deletes captured requests, as in template.yaml."""
+RULES: tuple[dict[str, Any], ...] = (
+    {
+        "ID": "parts-of-killed-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": ""},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    },
+    {
+        "ID": "captured-requests",
+        "Status": "Enabled",
+        "Filter": {"Prefix": CAPTURED},
+        "Expiration": {"Days": CAPTURE_DAYS},
+        "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
+    },
+)
+"""The lifecycle rules of the bucket, as in template.yaml."""
 
 
 def existing(account: Account) -> dict[str, bool]:
@@ -101,17 +120,12 @@ def configure(account: Account, parameters: dict[str, str]) -> None:
             "Resource": [arn, f"{arn}/*"],
             "Condition": {"Bool": {"aws:SecureTransport": "false"}},
         }
-        parts = {
-            "ID": "parts-of-killed-uploads",
-            "Status": "Enabled",
-            "Filter": {"Prefix": ""},
-            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
-        }
-        if not _has(account, "get_bucket_policy"):
+        if not _get(account, "get_bucket_policy"):
             policy = {"Version": "2012-10-17", "Statement": [only_tls]}
             _put(account, "put_bucket_policy", Policy=json.dumps(policy))
-        if not _has(account, "get_bucket_lifecycle_configuration"):
-            _put(account, "put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [parts]})
+        present = {rule.get("ID") for rule in _get(account, "get_bucket_lifecycle_configuration").get("Rules", [])}
+        if present < {rule["ID"] for rule in RULES}:
+            _put(account, "put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*RULES]})
     if parameters["CreateRepository"] == "false":
         mutability = {"repositoryName": REPOSITORY, "imageTagMutability": "IMMUTABLE"}
         account.call("ecr", "put_image_tag_mutability", **mutability)
@@ -142,7 +156,8 @@ def _put(account: Account, operation: str, **setting: Any) -> None:
     account.call("s3", operation, **owned_bucket(account), **setting)
 
 
-def _has(account: Account, operation: str) -> bool:
+def _get(account: Account, operation: str) -> dict[str, Any]:
+    """The answer of an operation; empty if the bucket has no such setting."""
     with ignore_missing("NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"):
-        return bool(account.call("s3", operation, **owned_bucket(account)))
-    return False
+        return account.call("s3", operation, **owned_bucket(account))
+    return {}

@@ -37,6 +37,7 @@ from sagemaker_jobs.stack.template import Settings, render
 SERVICES = {
     "sagemaker": "sagemaker", "iam": "iam", "codebuild": "codebuild", "ecr": "ecr", "logs": "logs",
     "scheduler": "scheduler", "application-autoscaling": "application-autoscaling", "cloudwatch": "cloudwatch",
+    "ce": "ce",
     "pricing": "pricing", "service-quotas": "servicequotas", "cloudformation": "cloudformation", "sqs": "sqs",
 }  # fmt: skip
 """boto3's name of each service, and IAM's prefix."""
@@ -56,7 +57,7 @@ S3 = {
 
 FREE = {"get_caller_identity"}
 """Actions that everybody may perform."""
-WITHOUT_NAMES = {"ListAndPrices", "Metrics", "Network", "RegistryToken"}
+WITHOUT_NAMES = {"Costs", "ListAndPrices", "Metrics", "Network", "RegistryToken"}
 RUN = Run("tiny-261121-2000-abcd", "tiny")
 ROLES = {
     kind: f"arn:aws:iam::{ACCOUNT}:role/neuron-sum-{REGION}-{kind}" for kind in ("jobs", "endpoint", "expiry", "build")

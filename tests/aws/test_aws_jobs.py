@@ -246,6 +246,21 @@ def test_a_job_starts_with_the_inputs_that_were_uploaded(tmp_path: Path) -> None
     assert "$ -m neuron_sum doctor" in made.stdout
 
 
+def test_the_entry_script_keeps_the_results_of_a_receipt_that_ends_early(tmp_path: Path) -> None:
+    """The receipt needs a Neuron device, which this machine lacks."""
+    base = _container(tmp_path, [])
+    earlier = base / "work" / "receipt"
+    earlier.mkdir(parents=True)
+    (earlier / "receipt.json").write_text("{}")
+    command = [sys.executable, entry.__file__, *requests.receipt_arguments("ml.trn1.2xlarge", "micro")]
+    environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base)}
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert made.returncode == 13, made.stdout
+    assert "no Neuron device" in (base / "output" / "failure").read_text()
+    for place in ("checkpoints/receipt", "model"):
+        assert (base / place / "receipt.json").read_text() == "{}"
+
+
 def test_the_entry_script_reports_the_failure_reason(tmp_path: Path) -> None:
     base = _container(tmp_path, ["data.source=jsonl", "data.path=/nowhere"])
     made = _run_entry(base)

@@ -24,6 +24,7 @@ from sagemaker_jobs.aws.policies import caller_policy, setup_policy
 from sagemaker_jobs.image.build import start_build
 from sagemaker_jobs.stack import lifecycle, storage
 from sagemaker_jobs.stack.stack import planned_stack
+from sagemaker_jobs.stack.storage import RULES
 from sagemaker_jobs.stack.template import WITHOUT_BUILDS, Settings, render
 
 SETUP = ("aws", "setup", "--every", "0.01")
@@ -332,8 +333,23 @@ def test_an_earlier_bucket_and_repository_are_used_only_with_the_tag(aws: AwsSer
     assert created(aws) == ("false", "true")
     assert s3.get_public_access_block(Bucket=BUCKET)["PublicAccessBlockConfiguration"]["BlockPublicPolicy"]
     assert "aws:SecureTransport" in json.dumps(aws.script.bucket_policies[BUCKET])
-    [rule] = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
-    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    parts, captured = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert parts["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
+    assert captured["Filter"] == {"Prefix": "neuron-sum/capture/"} and captured["Expiration"] == {"Days": 7}
+    s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [parts]})
+    told(neuron_sum(*SETUP, "--json"))
+    assert len(s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]) == 2, "an earlier version's rules"
+    mine = {**parts, "ID": "mine"}
+    s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [mine]})
+    told(neuron_sum(*SETUP, "--json"))
+    [kept] = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert kept["ID"] == "mine"
+
+
+def test_the_template_has_the_rules_of_a_bucket_outside_of_the_stack(aws: AwsServer) -> None:
+    told(neuron_sum(*SETUP, "--json"))
+    rules = aws.boto3("s3").get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert sorted(rules, key=lambda rule: rule["ID"]) == sorted(RULES, key=lambda rule: rule["ID"])
 
 
 def test_the_objects_of_an_earlier_key_stay_readable(aws: AwsServer) -> None:

@@ -24,7 +24,7 @@ LEVELS = {
     "serving": "schema limits other_formats parsing batching transport client chat playground properties signing "
                "archive djl local package dockerfile neuronx_container chat_template vllm_container other_containers "
                "command metrics worker adapters service model",
-    "sagemaker_jobs": "aws stack launch cleanup image jobs endpoint batch cost rehearsal commands",
+    "sagemaker_jobs": "aws stack launch cleanup image jobs endpoint batch cost receipt rehearsal commands",
 }  # fmt: skip
 """Each package's folders and top-level modules, from low to high. A module imports its own folder or lower ones."""
 

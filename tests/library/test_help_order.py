@@ -18,5 +18,8 @@ def test_help_lists_commands_in_pipeline_order(neuron_sum: CommandLine) -> None:
         *pipeline.split(),
         *("package", "serve", "request", "dockerfile", "aws", "watch", "explain"),
     ]
-    pipeline = "setup plan rehearse image train compile deploy invoke extend models batch register status down iam"
+    pipeline = (
+        "setup plan rehearse receipt image train compile deploy invoke extend models captured batch register status "
+        "down iam"
+    )
     assert listed(neuron_sum("aws", "--help").stdout) == pipeline.split()

@@ -4,10 +4,12 @@ DeleteEndpoint is rejected here while an endpoint is Creating. The AWS documenta
 it (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extension#342), so this is the stricter case.
 """
 
+import base64
 import json
 import re
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -68,6 +70,13 @@ def patch(script: Callable[[], Script]) -> None:
         if "the-test" not in self.headers.get("User-Agent", ""):
             for variant in self._get_param("ProductionVariants"):
                 find(self.sagemaker_backend._models, variant["ModelName"], "model", script())
+            if captured := self._get_param("DataCaptureConfig"):
+                # The role of the model writes the files (SageMaker's developer guide, model-monitor-data-capture).
+                [variant] = self._get_param("ProductionVariants")
+                model = self.sagemaker_backend._models[variant["ModelName"]]
+                arn = captured["DestinationS3Uri"].replace("s3://", "arn:aws:s3:::") + "/file"
+                if not role_may(model.execution_role_arn, "s3:PutObject", arn):
+                    raise refuse("ValidationException", f"The role may not write to {captured['DestinationS3Uri']}.")
             script().unseen.add(name)
         return _create_config(self)
 
@@ -147,7 +156,9 @@ def patch(script: Callable[[], Script]) -> None:
         request = urllib.request.Request(url, self.body.encode() if isinstance(self.body, str) else self.body, headers)
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
-                return 200, {"Content-Type": answer.headers.get("Content-Type", "")}, answer.read().decode()
+                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode()
+            _capture(endpoint, headers.get("Content-Type", ""), request.data.decode(), kind, text)
+            return 200, {"Content-Type": kind}, text
         except urllib.error.HTTPError as error:
             # A container's answer with a status other than 2xx arrives as ModelError, whose status is 424.
             said = error.read().decode()
@@ -286,6 +297,38 @@ def _stored(endpoint: Any, target: str) -> bool:
     container = backend._models[variant["ModelName"]].primary_container
     bucket, _, prefix = container["ModelDataUrl"].removeprefix("s3://").partition("/")
     return container.get("Mode") == "MultiModel" and prefix + target in s3_backends[ACCOUNT]["aws"].buckets[bucket].keys
+
+
+def _capture(endpoint: Any, kind: str, given: str, answer_kind: str, answer: str) -> None:
+    """SageMaker writes captured requests as lines into ENDPOINT/VARIANT/YYYY/MM/DD/HH/FILE.jsonl; moto writes none.
+
+    A body is stored as text if its content type is in the configuration, otherwise in base64
+    (SageMaker's developer guide, model-monitor-data-capture-endpoint).
+    """
+    config = sagemaker_backends[ACCOUNT][REGION].endpoint_configs[endpoint.endpoint_config_name]
+    if not (captured := config.data_capture_config):
+        return
+    plain = (captured.get("CaptureContentTypeHeader") or {}).get("JsonContentTypes", [])
+
+    def part(mode: str, content_type: str, text: str) -> dict[str, str]:
+        as_text = content_type in plain
+        data = text if as_text else base64.b64encode(text.encode()).decode()
+        encoding = "JSON" if as_text else "BASE64"
+        return {"observedContentType": content_type, "mode": mode, "data": data, "encoding": encoding}
+
+    now = datetime.now(timezone.utc)
+    line = {
+        "captureData": {
+            "endpointInput": part("INPUT", kind, given),
+            "endpointOutput": part("OUTPUT", answer_kind, answer),
+        },
+        "eventMetadata": {"eventId": str(uuid.uuid4()), "inferenceTime": f"{now:%Y-%m-%dT%H:%M:%SZ}"},
+        "eventVersion": "0",
+    }
+    bucket, _, prefix = captured["DestinationS3Uri"].removeprefix("s3://").partition("/")
+    [variant] = config.production_variants
+    place = f"{prefix}/{endpoint.endpoint_name}/{variant['VariantName']}/{now:%Y/%m/%d/%H}/{uuid.uuid4()}.jsonl"
+    s3_backends[ACCOUNT]["aws"].put_object(bucket, place, (json.dumps(line) + "\n").encode())
 
 
 def _write_log(endpoint: str, lines: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ Request = tuple[str, str, dict[str, str]]
 TAG = "neuron-sum-run"
 THE_JOB = "the-job"
 """A part of the user agent of calls that a job makes, with the permissions of its role."""
-WITHOUT_RESOURCES = ("pricing", "service-quotas", "cloudwatch")
+WITHOUT_RESOURCES = ("ce", "pricing", "service-quotas", "cloudwatch")
 BUILD_KEYS = {
     "buildspecOverride": "source.buildspec", "sourceLocationOverride": "source.location",
     "sourceAuthOverride": "source.auth.type", "secondarySourcesOverride": "secondarySources",
@@ -237,7 +237,7 @@ def _tags(arn: str) -> list[dict[str, str]]:
     """The tags of a resource of SageMaker; what AWS checks for one that does not exist is not documented."""
     try:
         return list(sagemaker_backends[ACCOUNT][REGION]._get_resource_from_arn(arn).tags or [])
-    except (KeyError, JsonRESTError):
+    except (KeyError, JsonRESTError, AttributeError):  # moto has None for an endpoint that is gone
         return [{"Key": TAG, "Value": "unknown"}]
 
 

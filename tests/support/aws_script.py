@@ -48,6 +48,9 @@ class Script:
         bucket_policies: The policies of buckets that stacks created, by name.
         budgets: The budgets, by name.
         spent: The actual spend that budgets report, in USD.
+        costs: The costs of a day by Cost Explorer's name of the service, in USD.
+        upload_s: The billed seconds of a job after its run time.
+        receipt: The receipt.json that a job with a Neuron device has written at its end; None: it has written none.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
         scaling_alarms_unknown: The number of times that this role cannot create the alarms of a policy yet.
         unseen: The names of models and configurations that the next reader does not find yet.
@@ -83,6 +86,9 @@ class Script:
     bucket_policies: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)
     spent: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
+    upload_s: int = 60
+    receipt: dict[str, Any] | None = None
     scaling_role_unknown: int = 1
     scaling_alarms_unknown: int = 1
     unseen: set[str] = field(default_factory=set)

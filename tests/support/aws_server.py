@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, timedelta
 from functools import cache
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -54,6 +55,7 @@ TARGETS = {
     "ServiceQuotasV20190624": "service-quotas",
     "GraniteServiceVersion20100801": "cloudwatch",
     "AWSBudgetServiceGateway": "budgets",
+    "AWSInsightsIndexService": "ce",
     "AmazonSQS": "sqs",
 }
 """Services that name the operation in a header."""
@@ -292,6 +294,8 @@ class AwsServer:
                 answer = self._bucket_policy(environ, body, start_response)
             elif call.startswith("budgets."):
                 answer = self._budget(environ, body, start_response, call.partition(".")[2])
+            elif call == "ce.GetCostAndUsage":
+                answer = self._costs(body, start_response)
             else:
                 answer = self._stack(call, body, start_response) or list(self._moto(environ, start_response))
             if faulty and self.fault in ("lost", "killed after"):
@@ -384,6 +388,31 @@ class AwsServer:
         budget = {key: value for key, value in found.items() if key != "subscribers"}
         spend = {"ActualSpend": {"Amount": str(self.script.spent), "Unit": "USD"}}
         return _json(start_response, "200 OK", {"Budget": {**budget, "CalculatedSpend": spend}})
+
+    def _costs(self, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
+        """Cost Explorer returns one result per day, and its groups; services without costs have none."""
+        given = json.loads(body)
+        region, services = (each["Dimensions"]["Values"] for each in given["Filter"]["And"])
+        assert region == [REGION] and given["Granularity"] == "DAILY"
+        first, end = (date.fromisoformat(given["TimePeriod"][key]) for key in ("Start", "End"))
+        groups = [
+            {"Keys": [name], "Metrics": {"UnblendedCost": {"Amount": str(usd), "Unit": "USD"}}}
+            for name, usd in self.script.costs.items()
+            if name in services
+        ]
+        days = [
+            {
+                "TimePeriod": {"Start": f"{first + timedelta(days=number)}", "End": f"{first + timedelta(number + 1)}"},
+                "Groups": groups if number == 0 else [],
+                "Total": {},
+                "Estimated": True,
+            }
+            for number in range((end - first).days)
+        ]
+        token = given.get("NextPageToken")  # a page has one day here
+        number = int(token or 0)
+        more = {"NextPageToken": str(number + 1)} if number + 1 < len(days) else {}
+        return _json(start_response, "200 OK", {"ResultsByTime": days[number : number + 1], **more})
 
 
 class _Quiet(WSGIRequestHandler):

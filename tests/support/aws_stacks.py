@@ -275,6 +275,8 @@ def put(script: Script, resource: dict[str, Any]) -> None:
             _s3().create_bucket(name, REGION)
         _s3().put_bucket_encryption(name, cfn_to_api_encryption(given["BucketEncryption"]))
         _s3().put_bucket_tagging(name, {tag["Key"]: tag["Value"] for tag in given["Tags"]})
+        rules = given.get("LifecycleConfiguration", {}).get("Rules", [])
+        _s3().put_bucket_lifecycle(name, [_lifecycle_rule(rule) for rule in rules])
     elif kind == "AWS::S3::BucketPolicy":
         script.bucket_policies[name] = given["PolicyDocument"]  # moto does not evaluate its condition
     elif kind == "AWS::ECR::Repository":
@@ -305,6 +307,15 @@ def put(script: Script, resource: dict[str, Any]) -> None:
         assert kind == "AWS::SQS::Queue", kind
         if name not in sqs_backends[ACCOUNT][REGION].queues:
             sqs_backends[ACCOUNT][REGION].create_queue(name, {each["Key"]: each["Value"] for each in given["Tags"]})
+
+
+def _lifecycle_rule(rule: dict[str, Any]) -> dict[str, Any]:
+    """CloudFormation's form of a rule in that of S3."""
+    days = {"Expiration": {"Days": rule["ExpirationInDays"]}} if "ExpirationInDays" in rule else {}
+    same = ("Status", "AbortIncompleteMultipartUpload", "NoncurrentVersionExpiration")
+    return {"ID": rule["Id"], "Filter": {"Prefix": rule.get("Prefix", "")}, **days} | {
+        key: rule[key] for key in same if key in rule
+    }
 
 
 def remove(script: Script, resource: dict[str, Any]) -> None:

@@ -88,9 +88,15 @@ def patch(script: Callable[[], Script]) -> None:
                 _end(job, script().end, "MaxRuntimeExceeded" if script().end == "Stopped" else script().end)
                 if script().end == "Completed":  # moto writes no results
                     _write_model(job)
+                if "receipt" in job.algorithm_specification.get("ContainerArguments", []):
+                    _write_receipt(job, script().receipt)
         response = job.response_object
         for key in ("Looks", "Tags", "Short", *(["TrainingStartTime"] if job.short else [])):
             response.pop(key, None)
+        if job.training_job_status not in ("InProgress", "Stopping"):
+            # moto reports no times. The upload of the results is billed too (botocore, BillableTimeInSeconds).
+            seconds = round((job.training_end_time - job.creation_time).total_seconds())
+            response |= {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds + script().upload_s}
         if job.training_job_status != "Completed":  # model.tar.gz does not exist before
             response.pop("ModelArtifacts", None)
         return ActionResult(response)
@@ -125,6 +131,15 @@ def _write_model(job: Any) -> None:
     bucket, _, key = job.model_artifacts["S3ModelArtifacts"].removeprefix("s3://").partition("/")
     if bucket in s3_backends[ACCOUNT]["aws"].buckets:
         s3_backends[ACCOUNT]["aws"].put_object(bucket, key, b"packed")
+
+
+def _write_receipt(job: Any, receipt: dict[str, Any] | None) -> None:
+    """SageMaker copies the folder of checkpoints to S3, also that of a job that was stopped."""
+    if receipt is None:
+        return
+    bucket, _, prefix = job.checkpoint_config["S3Uri"].removeprefix("s3://").partition("/")
+    for name, content in (("receipt.json", json.dumps(receipt)), ("receipt.md", "# Receipt\n")):
+        s3_backends[ACCOUNT]["aws"].put_object(bucket, f"{prefix}/receipt/{name}", content.encode())
 
 
 def _of_a_test(self: Any) -> bool:
