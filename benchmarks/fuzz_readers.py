@@ -54,7 +54,7 @@ LOG = (
     b"[1,mpirank:0]<stderr>: x\n"
 )
 REQUEST = {"inputs": ["#Person1#: Hi.", "b"], "parameters": {"max_new_tokens": 5, "num_beams": 1, "adapter": "x"}}
-ANSWERS = [{"summary_text": "a", "truncated": False, "input_tokens": 3, "output_tokens": 1}] * 2
+ANSWERS = [{"summary_text": "a", "truncated": False, "coverage": 1.0, "input_tokens": 3, "output_tokens": 1}] * 2
 LEDGER = {
     "time": "2026-01-02T03:04:05Z",
     "event": "intent",

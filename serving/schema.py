@@ -93,8 +93,10 @@ class Summary(BaseModel):
     summary_text: str
     truncated: bool
     """Whether the end of the dialogue was cut to fit the longest bucket."""
+    coverage: float = Field(ge=0, le=1)
+    """The share of the dialogue's turns that were encoded uncut; below 1 if it was cut."""
     input_tokens: int
-    """Number of tokens in the prompt, after the cut."""
+    """Number of tokens in the prompt, after the cut; of a long dialogue, in the prompts of its pieces."""
     output_tokens: int
     checks: list[Check] | None = None
     """What the rules found; only if the request has parameters.checks."""
@@ -165,7 +167,7 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
         404: "The adapter does not exist; the message lists the existing ones.",
         413: f"More than {limits.max_body_bytes} bytes or {limits.max_items} items.",
         415: "The content type is not supported.",
-        422: "A value is invalid; `field` names it.",
+        422: "A value is invalid, or a dialogue is too long; `field` names it.",
         500: "An internal error of neuron-sum; the log has the details.",
         503: "The queue is full, the deadline passed, or the worker is restarting; Retry-After has the waiting time.",
     }

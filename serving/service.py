@@ -5,17 +5,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.data.rounds import Rounds, open_rounds
+from neuron_sum.errors import DataError
 from neuron_sum.evaluation.faithfulness import check_summary
-from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import choose_bucket
@@ -35,6 +37,7 @@ TOKENIZERS = 2
 """Number of threads for tokenizing, besides the thread that receives and answers requests."""
 
 LOG = logging.getLogger("neuron_sum")
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,7 +62,52 @@ class _RequestRecord:
     items: int = 0
     works: list[Work] = field(default_factory=list)
     output_tokens: int = 0
+    truncated: int = 0
     errors: int = 0
+
+
+@dataclass
+class _Job:
+    """An item while it is summarized.
+
+    Attributes:
+        rounds: Its prompts.
+        settings: Its generation settings.
+        adapter: The adapter's name; None for the base model.
+        works: The prompts of the current or last round in the queue.
+        error: The error of a prompt, which ends the item.
+    """
+
+    rounds: Rounds
+    settings: GenerateConfig
+    adapter: str | None
+    works: list[Work] = field(default_factory=list)
+    error: ServiceError | None = None
+
+    def start(self, deadline: float) -> list[Work]:
+        """The prompts of the round for the queue."""
+        self.works = [Work(each.input_ids, self.settings, self.adapter, deadline) for each in self.rounds.prompts]
+        return self.works
+
+    def texts(self, tokenizer: PreTrainedTokenizerFast) -> list[str] | None:
+        """The summaries of a finished round; None if one failed."""
+        failures = [error for work in self.works if isinstance(error := work.result.exception(), ServiceError)]
+        if failures:
+            self.error = failures[0]
+            return None
+        return [tokenizer.decode(work.result.result(), skip_special_tokens=True).strip() for work in self.works]
+
+    def answer(self) -> Summary | ServiceError:
+        """The answer to the item."""
+        if self.error is not None:
+            return self.error
+        return Summary(
+            summary_text=str(self.rounds.summary),
+            truncated=self.rounds.truncated,
+            coverage=round(self.rounds.coverage, 4),
+            input_tokens=self.rounds.input_tokens,
+            output_tokens=sum(len(work.result.result()) for work in self.works),
+        )
 
 
 class Service:
@@ -167,13 +215,10 @@ class Service:
             await asyncio.wait_for(self.adapters.follow(), deadline - time.monotonic())
         except asyncio.TimeoutError as error:
             raise self._late() from error
-        prompts = iter(await self._encode([item.text for item in items if item.error is None], deadline))
-        answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
-        record.works = [answer for answer in answers if isinstance(answer, Work)]
-        if record.works:
-            self._batcher.submit(record.works)
-            await self._wait(record.works, deadline)
-        results = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
+        jobs = [await self._open(item, adapter, deadline) for item in items]
+        await self._finish([job for job in jobs if isinstance(job, _Job)], record, deadline)
+        results = [job if isinstance(job, ServiceError) else job.answer() for job in jobs]
+        record.truncated = sum(isinstance(result, Summary) and result.truncated for result in results)
         await self._check(items, results, deadline)
         record.errors = sum(isinstance(result, ServiceError) for result in results)
         record.output_tokens = sum(result.output_tokens for result in results if isinstance(result, Summary))
@@ -185,21 +230,53 @@ class Service:
                 )
         return results
 
-    async def _encode(self, texts: Sequence[str], deadline: float) -> list[EncodedPrompt]:
-        """Tokenize the texts outside the thread that receives and answers requests.
+    async def _open(self, item: Item, adapter: str | None, deadline: float) -> _Job | ServiceError:
+        """The prompts of an item, or the error if it is refused.
 
         Raises:
             ServiceError: 503 at the deadline.
         """
-        length = self._artifact.recipe.data.max_source_length
-        loop, prompts = asyncio.get_running_loop(), list[EncodedPrompt]()
-        for text in texts:  # one by one, so that requests also take turns here and stop at the deadline
-            encoding = loop.run_in_executor(self._tokenizers, self._prompt.encode, self._tokenizer, [text], length)
-            try:
-                prompts += await asyncio.wait_for(encoding, deadline - time.monotonic())
-            except asyncio.TimeoutError as error:
-                raise self._late() from error
-        return prompts
+        if item.error is not None:
+            return item.error
+        try:
+            settings, name = self._settings(item), self._adapter(item, adapter)
+        except ServiceError as error:
+            return error
+        data = self._artifact.recipe.data
+        try:  # one by one, so that requests also take turns here and stop at the deadline
+            [rounds] = await self._in_thread(deadline, open_rounds, self._prompt, self._tokenizer, [item.text], data)
+        except DataError as error:
+            return ServiceError(422, f"{item.field}: {error.message}; send a shorter dialogue", item.field)
+        return _Job(rounds, settings, name)
+
+    async def _finish(self, jobs: Sequence[_Job], record: _RequestRecord, deadline: float) -> None:
+        """Summarize every item, the pieces of long ones together, then the merges of their summaries.
+
+        Raises:
+            ServiceError: 503 at the deadline, or if the queue is full.
+        """
+        running = list(jobs)
+        while running:
+            works = [work for job in running for work in job.start(deadline)]
+            self._batcher.submit(works, accepted=bool(record.works))
+            record.works += works
+            await self._wait(works, deadline)
+            for job in running:
+                if (texts := job.texts(self._tokenizer)) is not None:
+                    await self._in_thread(deadline, job.rounds.close, texts)
+            running = [job for job in running if job.error is None and job.rounds.summary is None]
+
+    async def _in_thread(self, deadline: float, function: Callable[..., T], *arguments: object) -> T:
+        """The result of a function, called outside the thread that receives and answers requests.
+
+        Raises:
+            ServiceError: 503 at the deadline.
+        """
+        try:
+            calling = asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
+            return await asyncio.wait_for(calling, deadline - time.monotonic())
+        except asyncio.TimeoutError as error:
+            raise self._late() from error
 
     async def _check(self, items: Sequence[Item], results: Sequence[Summary | ServiceError], deadline: float) -> None:
         """Add the findings of the rules to the summaries whose request asks for them, outside this thread.
@@ -207,23 +284,10 @@ class Service:
         Raises:
             ServiceError: 503 at the deadline.
         """
-        loop = asyncio.get_running_loop()
         for item, result in zip(items, results, strict=True):
             if item.parameters.checks and isinstance(result, Summary):
-                checking = loop.run_in_executor(self._tokenizers, check_summary, result.summary_text, item.text)
-                try:
-                    checked = await asyncio.wait_for(checking, deadline - time.monotonic())
-                except asyncio.TimeoutError as error:
-                    raise self._late() from error
+                checked = await self._in_thread(deadline, check_summary, result.summary_text, item.text)
                 result.checks = [Check(**finding.as_dict()) for finding in checked.findings] if checked else []
-
-    def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
-        """An item for the queue, or the error if its parameters were not compiled."""
-        try:
-            settings, name = self._settings(item), self._adapter(item, adapter)
-        except ServiceError as error:
-            return error
-        return Work(prompt.input_ids, settings, name, deadline, prompt.truncated)
 
     def _adapter(self, item: Item, adapter: str | None) -> str | None:
         name = item.parameters.adapter if item.parameters.adapter is not None else adapter
@@ -290,16 +354,6 @@ class Service:
             LOG.critical("a batch has been running for %.0f s; the worker exits", time.monotonic() - since)
             os._exit(HANG_EXIT_CODE)
 
-    def _summary(self, work: Work) -> Summary | ServiceError:
-        error = work.result.exception()
-        if isinstance(error, ServiceError):
-            return error
-        tokens = work.result.result()
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        return Summary(
-            summary_text=text, truncated=work.truncated, input_tokens=len(work.prompt), output_tokens=len(tokens)
-        )
-
     def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)
         size = max(work.batch for work in batch)
@@ -309,7 +363,6 @@ class Service:
     def _report_request(self, record: _RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started
         input_tokens = sum(len(work.prompt) for work in record.works)
-        truncated = sum(work.truncated for work in record.works)
         started = [work.started for work in record.works if work.started]
         LOG.info(
             json.dumps(
@@ -323,9 +376,9 @@ class Service:
                     "batch": max((work.batch for work in record.works), default=0),
                     "input_tokens": input_tokens,
                     "output_tokens": record.output_tokens,
-                    "truncated": truncated,
+                    "truncated": record.truncated,
                     "adapters": sorted({work.adapter or BASE for work in record.works}),
                 }
             )
         )
-        metrics.report_request(status, seconds, input_tokens, record.output_tokens, truncated)
+        metrics.report_request(status, seconds, input_tokens, record.output_tokens, record.truncated)

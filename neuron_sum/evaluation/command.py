@@ -115,6 +115,7 @@ def summarize(
         {
             "summary_text": prediction.summary,
             "truncated": prediction.truncated,
+            "coverage": prediction.coverage,
             "input_tokens": prediction.input_tokens,
             "output_tokens": prediction.output_tokens,
         },

@@ -228,6 +228,7 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
     assert json.loads(machine.stdout) == {
         "summary_text": "HELLO.",
         "truncated": False,
+        "coverage": 1.0,
         "input_tokens": 6,
         "output_tokens": 3,
     }
@@ -235,7 +236,14 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
 
 def test_the_findings_of_an_answer_are_printed(neuron_sum: CommandLine, far_end: FarEnd) -> None:
     check = {"kind": "name", "text": "Anna", "start": 0, "end": 4, "message": "the name does not occur in the dialogue"}
-    answer = {"summary_text": "Anna.", "truncated": False, "input_tokens": 6, "output_tokens": 3, "checks": [check]}
+    answer = {
+        "summary_text": "Anna.",
+        "truncated": False,
+        "coverage": 1.0,
+        "input_tokens": 6,
+        "output_tokens": 3,
+        "checks": [check],
+    }
     far_end.script += [(200, [answer], {})] * 2
     made = neuron_sum("request", far_end.url, "--checks", stdin="Hello.")
     assert (made.returncode, made.stdout) == (0, "Anna.\nAnna: the name does not occur in the dialogue\n")

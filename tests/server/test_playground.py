@@ -194,7 +194,7 @@ def test_rejections_show_the_message_of_the_server(url: str, open_page: OpenPage
 
 def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, faults: list[str]) -> None:
     said = "<img src=x onerror=\"document.title='taken'\"> & <script>document.title='taken'</script>"
-    answer = [{"summary_text": said, "truncated": False, "input_tokens": 3, "output_tokens": 4}]
+    answer = [{"summary_text": said, "truncated": False, "coverage": 1.0, "input_tokens": 3, "output_tokens": 4}]
     page = open_page(url)
     page.route("**/invoke", lambda route: route.fulfill(json=answer))
     summarize(page, DIALOGUE)
@@ -205,7 +205,13 @@ def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, fa
 
 def test_findings_are_marked_in_the_summary(url: str, open_page: OpenPage, faults: list[str]) -> None:
     check = {"kind": "name", "text": "<b>Zoe</b>", "start": 2, "end": 12, "message": "the name does not occur"}
-    answer = {"summary_text": "🙂 <b>Zoe</b> comes.", "truncated": False, "input_tokens": 3, "output_tokens": 4}
+    answer = {
+        "summary_text": "🙂 <b>Zoe</b> comes.",
+        "truncated": False,
+        "coverage": 1.0,
+        "input_tokens": 3,
+        "output_tokens": 4,
+    }
     page = open_page(url)
     bodies: list[dict[str, Any]] = []
 

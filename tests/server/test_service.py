@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from service_requests import DIALOGUE, LIMITS, REFUSED
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.errors import RecipeError
+from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.schema import ServeConfig
 from neuron_sum.runtimes.generation import StepGenerator
@@ -75,11 +78,65 @@ def test_rejected_requests_name_the_field(
 
 def test_a_single_text_and_a_list_are_answered_in_order(ask: Callable[..., Answer]) -> None:
     one = json.loads(ask({"inputs": DIALOGUE}).body)
-    assert one[0].keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    assert one[0].keys() == {"summary_text", "truncated", "coverage", "input_tokens", "output_tokens"}
     many = json.loads(ask({"inputs": [DIALOGUE, "", DIALOGUE * 60]}).body)
     assert many[0] == one[0]
     assert many[1]["error"] == {"code": 422, "message": "inputs[1] holds no text", "field": "inputs[1]"}
     assert many[2]["truncated"] and many[2]["input_tokens"] == 192
+    assert one[0]["coverage"] == 1 and 0 < many[2]["coverage"] < 0.2
+
+
+def with_data(service: Service, **settings: Any) -> Service:
+    """A service of the same model whose recipe has other settings for long dialogues."""
+    recipe = service._artifact.recipe
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=settings)})
+    generator, tokenizer, limits = service._generator, service._tokenizer, service._limits
+    return Service(replace(service._artifact, recipe=changed), generator, tokenizer, limits, Path("none"))
+
+
+def answer_of(service: Service, body: dict[str, Any]) -> Any:
+    return json.loads(asyncio.run(service.answer(json.dumps(body).encode(), JSON, None, None, "test")).body)
+
+
+def test_a_long_dialogue_is_summarized_in_pieces(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    long = "\n".join([DIALOGUE] * 60)
+    [short], [whole] = (answer_of(service, {"inputs": text}) for text in (DIALOGUE, long))
+    assert short == json.loads(ask({"inputs": DIALOGUE}).body)[0]
+    assert (whole["truncated"], whole["coverage"]) == (False, 1)
+    assert whole["input_tokens"] > 3 * 192 and whole["output_tokens"] <= 12
+    many = answer_of(service, {"inputs": [DIALOGUE, "", long], "parameters": {"checks": True}})
+    assert [many[0], many[2]] == [{**answer, "checks": many[at]["checks"]} for at, answer in ((0, short), (2, whole))]
+    assert many[1]["error"]["code"] == 422
+    generator, tokenizer, recipe = service._generator, service._tokenizer, service._artifact.recipe
+    [expected] = summarize_all(generator, tokenizer, recipe, ["a"], [long], quiet=True)
+    assert (whole["summary_text"], whole["input_tokens"]) == (expected.summary, expected.input_tokens)
+    joined = with_data(ask.service, long="merge", merge_until=10_000)  # type: ignore[attr-defined]
+    assert answer_of(joined, {"inputs": long})[0]["summary_text"].count("\n") >= 3
+
+
+def test_a_failing_piece_is_the_error_of_its_dialogue(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    body = {"inputs": [DIALOGUE, "\n".join([DIALOGUE] * 60)], "parameters": {"adapter": "base"}}
+    monkeypatch.setattr(service.adapters, "check", lambda name: None)
+    answers = answer_of(service, {**body, "parameters": {"adapter": "gone"}})
+    assert [answer["error"]["code"] for answer in answers] == [404, 404]
+    assert all("summary_text" in answer for answer in answer_of(service, body))
+
+
+def test_a_long_dialogue_can_be_refused(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="refuse")  # type: ignore[attr-defined]
+    good, bad = answer_of(service, {"inputs": [DIALOGUE, DIALOGUE * 60]})
+    assert good == json.loads(ask({"inputs": DIALOGUE}).body)[0]
+    assert (bad["error"]["code"], bad["error"]["field"]) == (422, "inputs[1]")
+    assert re.match(
+        r"inputs\[1\]: the dialogue has [\d,]+ tokens with the prompt; data.long=refuse allows 192; send a shorter",
+        bad["error"]["message"],
+    )
+    with pytest.raises(ServiceError, match="inputs: the dialogue has"):
+        answer_of(service, {"inputs": DIALOGUE * 60})
 
 
 def test_every_content_type_is_answered_in_that_type(ask: Callable[..., Answer]) -> None:
