@@ -15,6 +15,7 @@ from neuron_sum.evaluation.faithfulness import FindingKind
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
+EVENTS = "text/event-stream"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}
 CONTENT_TYPES = (JSON, JSON_LINES, TEXT)
 DEFECT = "internal error of neuron-sum; the endpoint's log has the details"
@@ -102,6 +103,20 @@ class Summary(BaseModel):
     """What the rules found; only if the request has parameters.checks."""
 
 
+class Piece(BaseModel):
+    """A server-sent event: the summary of a piece of a long dialogue, or of the summaries of several pieces."""
+
+    input: int
+    """The number of the dialogue in the request, from 0."""
+    round: int
+    """1 for the pieces of the dialogue, then 2, 3, … for merges of their summaries."""
+    piece: int
+    """The number of the piece in its round, from 1; pieces finish in any order."""
+    pieces: int
+    """The number of pieces of the round."""
+    summary_text: str
+
+
 class ErrorBody(BaseModel):
     """Description of an error."""
 
@@ -142,6 +157,16 @@ def answer_type(accept: str | None, kind: str, items: int) -> str:
     return JSON
 
 
+def wants_events(accept: str | None) -> bool:
+    """Whether a request accepts server-sent events."""
+    return any(part.split(";")[0].strip().lower() == EVENTS for part in (accept or "").split(","))
+
+
+def render_event(name: str, data: str) -> str:
+    """A server-sent event; `data` is JSON without line breaks."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
 def render(answers: Sequence[Summary | ServiceError], kind: str) -> str:
     """The body of a response."""
     bodies = [
@@ -160,7 +185,8 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
     limits = limits or ServeConfig()
     answers = TypeAdapter(list[Summary | ErrorAnswer]).json_schema(ref_template="#/components/schemas/{model}")
     request = Request.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas = {**answers.pop("$defs"), **request.pop("$defs"), "Request": request, "Answers": answers}
+    piece = Piece.model_json_schema()
+    schemas = {**answers.pop("$defs"), **request.pop("$defs"), "Request": request, "Answers": answers, "Piece": piece}
     error = {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}}
     meanings = {
         400: "The body cannot be read.",
@@ -188,11 +214,14 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
                     },
                     "responses": {
                         "200": {
-                            "description": "One answer per item, in order; a refused item has an error.",
+                            "description": "One answer per item, in order; a refused item has an error. As server-sent "
+                            "events: `piece` (Piece) for each finished piece of a long dialogue, then `answer` "
+                            "(Answers) or `error` (ErrorAnswer).",
                             "content": {
                                 JSON: {"schema": {"$ref": "#/components/schemas/Answers"}},
                                 JSON_LINES: {"schema": {"type": "string"}},
                                 TEXT: {"schema": {"type": "string"}},
+                                EVENTS: {"schema": {"type": "string"}},
                             },
                         },
                         **{str(code): {"description": meaning, **error} for code, meaning in meanings.items()},

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ from serving.adapters import BASE, Adapters
 from serving.batching import Batcher, Work, as_service_error
 from serving.limits import Item
 from serving.parsing import check_media_type, parse
-from serving.schema import TEXT, Check, ServiceError, Summary, answer_type, render
+from serving.schema import JSON, TEXT, Check, Piece, ServiceError, Summary, answer_type, render, render_event
 
 HANG_FACTOR = 3
 """Number of deadlines after which a batch counts as hanging: the worker exits, and the server starts another one."""
@@ -64,6 +65,7 @@ class _RequestRecord:
     output_tokens: int = 0
     truncated: int = 0
     errors: int = 0
+    on_piece: Callable[[Piece], None] | None = None
 
 
 @dataclass
@@ -71,6 +73,7 @@ class _Job:
     """An item while it is summarized.
 
     Attributes:
+        number: Its number in the request, from 0.
         rounds: Its prompts.
         settings: Its generation settings.
         adapter: The adapter's name; None for the base model.
@@ -78,6 +81,7 @@ class _Job:
         error: The error of a prompt, which ends the item.
     """
 
+    number: int
     rounds: Rounds
     settings: GenerateConfig
     adapter: str | None
@@ -170,7 +174,13 @@ class Service:
         return service
 
     async def answer(
-        self, body: bytes, content_type: str | None, accept: str | None, adapter: str | None, request_id: str
+        self,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        adapter: str | None,
+        request_id: str,
+        on_piece: Callable[[Piece], None] | None = None,
     ) -> Answer:
         """Answer a request.
 
@@ -180,11 +190,12 @@ class Service:
             accept: The Accept header.
             adapter: SageMaker's adapter header; parameters.adapter in the request takes precedence.
             request_id: The id for the log.
+            on_piece: Called with each finished piece of a long dialogue.
 
         Raises:
             ServiceError: If the request is refused as a whole.
         """
-        record, status = _RequestRecord(request_id), 200
+        record, status = _RequestRecord(request_id, on_piece=on_piece), 200
         try:
             kind = check_media_type(content_type, body, self._limits)
             items = parse(body, kind, self._limits)
@@ -205,6 +216,37 @@ class Service:
         finally:
             self._report_request(record, status)
 
+    async def stream(
+        self, body: bytes, content_type: str | None, adapter: str | None, request_id: str
+    ) -> AsyncIterator[tuple[str, bool]]:
+        """Answer a request with server-sent events: the finished pieces, then the answer or an error.
+
+        Args:
+            body: The body as received.
+            content_type: The Content-Type header.
+            adapter: SageMaker's adapter header.
+            request_id: The id for the log.
+
+        Yields:
+            Each event as text, and whether it is the last.
+
+        Raises:
+            ServiceError: If the request is refused as a whole, before the first event.
+        """
+        pieces = asyncio.Queue[Piece | None]()
+        answering = asyncio.ensure_future(self.answer(body, content_type, JSON, adapter, request_id, pieces.put_nowait))
+        answering.add_done_callback(lambda _: pieces.put_nowait(None))
+        begun = False
+        while (piece := await pieces.get()) is not None:
+            begun = True
+            yield render_event("piece", piece.model_dump_json()), False
+        try:
+            yield render_event("answer", answering.result().body), True
+        except ServiceError as error:
+            if not begun:
+                raise
+            yield render_event("error", json.dumps({"error": error.body()})), True
+
     async def _answers(
         self, items: Sequence[Item], adapter: str | None, record: _RequestRecord
     ) -> list[Summary | ServiceError]:
@@ -215,7 +257,7 @@ class Service:
             await asyncio.wait_for(self.adapters.follow(), deadline - time.monotonic())
         except asyncio.TimeoutError as error:
             raise self._late() from error
-        jobs = [await self._open(item, adapter, deadline) for item in items]
+        jobs = [await self._open(number, item, adapter, deadline) for number, item in enumerate(items)]
         await self._finish([job for job in jobs if isinstance(job, _Job)], record, deadline)
         results = [job if isinstance(job, ServiceError) else job.answer() for job in jobs]
         record.truncated = sum(isinstance(result, Summary) and result.truncated for result in results)
@@ -230,7 +272,7 @@ class Service:
                 )
         return results
 
-    async def _open(self, item: Item, adapter: str | None, deadline: float) -> _Job | ServiceError:
+    async def _open(self, number: int, item: Item, adapter: str | None, deadline: float) -> _Job | ServiceError:
         """The prompts of an item, or the error if it is refused.
 
         Raises:
@@ -247,7 +289,7 @@ class Service:
             [rounds] = await self._in_thread(deadline, open_rounds, self._prompt, self._tokenizer, [item.text], data)
         except DataError as error:
             return ServiceError(422, f"{item.field}: {error.message}; send a shorter dialogue", item.field)
-        return _Job(rounds, settings, name)
+        return _Job(number, rounds, settings, name)
 
     async def _finish(self, jobs: Sequence[_Job], record: _RequestRecord, deadline: float) -> None:
         """Summarize every item, the pieces of long ones together, then the merges of their summaries.
@@ -260,11 +302,28 @@ class Service:
             works = [work for job in running for work in job.start(deadline)]
             self._batcher.submit(works, accepted=bool(record.works))
             record.works += works
+            if record.on_piece is not None:
+                for job in running:
+                    self._report_pieces(job, record.on_piece)
             await self._wait(works, deadline)
             for job in running:
                 if (texts := job.texts(self._tokenizer)) is not None:
                     await self._in_thread(deadline, job.rounds.close, texts)
             running = [job for job in running if job.error is None and job.rounds.summary is None]
+
+    def _report_pieces(self, job: _Job, on_piece: Callable[[Piece], None]) -> None:
+        """Call a function with each finished piece of a round; not for a dialogue that is one piece."""
+        number, count = job.rounds.number + 1, len(job.works)
+        if number == count == 1:
+            return
+
+        def report(piece: int, done: "asyncio.Future[list[int]]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                text = self._tokenizer.decode(done.result(), skip_special_tokens=True).strip()
+                on_piece(Piece(input=job.number, round=number, piece=piece, pieces=count, summary_text=text))
+
+        for piece, work in enumerate(job.works, 1):
+            asyncio.wrap_future(work.result).add_done_callback(partial(report, piece))
 
     async def _in_thread(self, deadline: float, function: Callable[..., T], *arguments: object) -> T:
         """The result of a function, called outside the thread that receives and answers requests.

@@ -3,6 +3,8 @@
 import re
 
 ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.$")
+LONGEST_ABBREVIATION = 8
+"""More characters than an abbreviation and the one before it, so that the time does not depend on the sentence."""
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’']?\s+(?=[\"“'‘#]?[A-Z\d#])|\n+")
 
 
@@ -20,7 +22,8 @@ def claim_spans(summary: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for match in SENTENCE_END.finditer(summary):
-        if ABBREVIATION.search(summary[start : match.start()]) and "\n" not in match[0]:
+        before = summary[max(start, match.start() - LONGEST_ABBREVIATION) : match.start()]
+        if ABBREVIATION.search(before) and "\n" not in match[0]:
             continue
         spans.append((start, match.end()))
         start = match.end()

@@ -126,12 +126,14 @@ def summarize_all(
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))
     waiting: list[tuple[int, int, int]] = []
     outputs: dict[int, dict[int, list[int]]] = {}
+    # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding. The
+    # prompts of a dialogue stay together, so that it is finished before the next one.
+    longest = [max((len(prompt.input_ids) for prompt in each.prompts), default=0) for each in rounds]
 
     def queue(index: int) -> None:
-        # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding.
         outputs[index] = {}
-        for number, prompt in enumerate(rounds[index].prompts):
-            heapq.heappush(waiting, (-len(prompt.input_ids), index, number))
+        for number in range(len(rounds[index].prompts)):
+            heapq.heappush(waiting, (-longest[index], index, number))
 
     for index, example_id in enumerate(ids):
         if example_id not in done:

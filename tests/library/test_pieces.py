@@ -1,7 +1,10 @@
 """Pieces of long dialogues, and the rounds in which they are summarized."""
 
+import json
 import re
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,10 @@ from neuron_sum.data.pieces import SPEAKER, Splitter
 from neuron_sum.data.rounds import Rounds, open_rounds
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RecipeError
+from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.prompts import PRESETS, Prompt, coverage, turns_of
+from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import DataConfig, ModelConfig, TrainedTokenizer
 
 TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
@@ -114,6 +119,14 @@ def test_time_and_tokens_grow_in_proportion(tokenizer: Any, monkeypatch: pytest.
         Splitter(COURSE, tokenizer, LENGTH).split("\n".join(f"#Person1#: Turn {n} is here." for n in range(count)))
         work.append(sum(seen))
     assert work[1] < 5 * work[0]
+
+
+def test_the_time_of_a_split_does_not_depend_on_the_text() -> None:
+    started = time.process_time()
+    for text in ("A. " * 33_000, "</s>" * 24_000, "[a] " + "b" * 90_000, ". " * 40_000, "." + " " * 90_000 + "x"):
+        pieces = Splitter(COURSE, T5, LENGTH).split(text)
+        assert not any(piece.prompt.truncated for piece in pieces)
+    assert time.process_time() - started < 60
 
 
 @TOKENIZERS
@@ -256,3 +269,34 @@ def test_other_settings_change_no_row() -> None:
     assert (truncated.examples, truncated.note()) == ((example,), None)
     with pytest.raises(DataError, match="the dialogue has"):
         training_rows([example], T5, COURSE, DataConfig(max_source_length=LENGTH, long="refuse"))
+
+
+class Writer:
+    """A generator that records its batches and writes the number of the batch."""
+
+    ends, batch_size = (1,), 4
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: Any) -> list[list[int]]:
+        self.batches.append([len(prompt) for prompt in prompts])
+        return [[*T5(f"Batch {len(self.batches)}.", add_special_tokens=False)["input_ids"], 1] for _ in prompts]
+
+
+def test_dialogues_are_finished_one_after_another_and_kept(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny", ["prompt.preset=course", "data.long=merge", f"data.max_source_length={LENGTH}"])
+    dialogues = ["#Person1#: Hello.", "\n".join(TEXTS[:3]), "\n".join(TEXTS[3:6])]
+    writer, partial = Writer(), tmp_path / "partial.jsonl"
+    made = summarize_all(writer, T5, recipe, ["a", "b", "c"], dialogues, partial, quiet=True)  # type: ignore[arg-type]
+    assert [each.coverage for each in made] == [1, 1, 1] and not any(each.truncated for each in made)
+    assert sum(map(len, writer.batches)) > 8 and max(map(len, writer.batches)) == 4
+    kept = [json.loads(line)["id"] for line in partial.read_text().splitlines()]
+    assert kept[0] in ("b", "c") and set(kept) == {"a", "b", "c"}
+    assert made[1].input_tokens is not None and made[1].input_tokens > 2 * LENGTH
+    again = Writer()
+    lines = partial.read_text().splitlines()
+    partial.write_text("".join(f"{line}\n" for line in lines[:1]))
+    repeated = summarize_all(again, T5, recipe, ["a", "b", "c"], dialogues, partial, quiet=True)  # type: ignore[arg-type]
+    assert {each.id for each in repeated} == {"a", "b", "c"}
+    assert sum(map(len, again.batches)) < sum(map(len, writer.batches))

@@ -33,6 +33,7 @@ from serving.schema import (
     answer_type,
     media_type,
     openapi,
+    wants_events,
 )
 from serving.service import HANG_EXIT_CODE, HANG_FACTOR, Answer, Service
 from serving.worker import Worker
@@ -113,6 +114,55 @@ def test_a_long_dialogue_is_summarized_in_pieces(ask: Callable[..., Answer]) -> 
     assert (whole["summary_text"], whole["input_tokens"]) == (expected.summary, expected.input_tokens)
     joined = with_data(ask.service, long="merge", merge_until=10_000)  # type: ignore[attr-defined]
     assert answer_of(joined, {"inputs": long})[0]["summary_text"].count("\n") >= 3
+
+
+def events_of(service: Service, body: object) -> list[tuple[str, Any]]:
+    """The names and contents of the server-sent events."""
+
+    async def collect() -> list[tuple[str, bool]]:
+        return [event async for event in service.stream(json.dumps(body).encode(), JSON, None, "test")]
+
+    events = asyncio.run(collect())
+    assert [last for _, last in events] == [False] * (len(events) - 1) + [True]
+    found = [re.fullmatch(r"event: (\w+)\ndata: (.*)\n\n", text) for text, _ in events]
+    return [(match[1], json.loads(match[2])) for match in found if match is not None]
+
+
+def test_finished_pieces_are_events_before_the_answer(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    long = "\n".join([DIALOGUE] * 60)
+    *pieces, last = events_of(service, {"inputs": [DIALOGUE, long]})
+    assert last == ("answer", answer_of(service, {"inputs": [DIALOGUE, long]}))
+    assert {(name, content["input"]) for name, content in pieces} == {("piece", 1)}
+    by_round: dict[int, list[Any]] = {}
+    for _, piece in pieces:
+        by_round.setdefault(piece["round"], []).append(piece)
+    assert list(by_round) == [*range(1, len(by_round) + 1)] and len(by_round) > 1
+    for made in by_round.values():
+        assert sorted(piece["piece"] for piece in made) == [*range(1, made[0]["pieces"] + 1)]
+    assert by_round[len(by_round)][0]["summary_text"] == last[1][1]["summary_text"]
+    assert events_of(service, {"inputs": DIALOGUE}) == [("answer", answer_of(service, {"inputs": DIALOGUE}))]
+    with pytest.raises(ServiceError, match="inputs holds no text"):
+        events_of(service, {"inputs": " "})
+
+
+def test_an_error_after_the_first_piece_is_an_event(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+
+    def late(self: object, summaries: object) -> None:
+        raise service._late()
+
+    monkeypatch.setattr("serving.service.Rounds.close", late)
+    *pieces, last = events_of(service, {"inputs": "\n".join([DIALOGUE] * 60)})
+    assert pieces and all(name == "piece" for name, _ in pieces)
+    assert (last[0], last[1]["error"]["code"]) == ("error", 503)
+
+
+def test_a_request_accepts_events_by_name() -> None:
+    assert wants_events("text/html, Text/Event-Stream; q=1") and wants_events("text/event-stream")
+    assert not any(map(wants_events, (None, "", "*/*", JSON)))
 
 
 def test_a_failing_piece_is_the_error_of_its_dialogue(
