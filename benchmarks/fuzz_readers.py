@@ -34,6 +34,8 @@ RECIPE = {
         "path": "missing",
         "columns": {"id": "id", "summary": ["summary", "other"]},
         "max_examples": 5,
+        "long": "merge",
+        "merge_until": 50,
     },
     "prompt": {"preset": None, "template": "Summarize: {dialogue}"},
     "model": {
