@@ -118,6 +118,9 @@ def summarize_all(
         DataError: With data.long `refuse`, if a dialogue does not fit.
     """
     rounds = open_rounds(recipe.prompt.resolve(), tokenizer, dialogues, recipe.data, ids)
+    if pieces := [len(each.prompts) for each in rounds if len(each.prompts) > 1]:
+        what = "the dialogue is" if len(ids) == 1 else f"{len(pieces):,} of {len(ids):,} dialogues are"
+        console.note(f"{what} summarized in {sum(pieces):,} pieces")
     done: dict[str, Prediction] = {}
     if partial is not None:
         with reading(partial, RunError, _hint(partial)):

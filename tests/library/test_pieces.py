@@ -20,9 +20,11 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RecipeError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.models.base import load_tokenizer
+from neuron_sum.monitoring.watch import read_statistics
 from neuron_sum.prompts import PRESETS, Prompt, coverage, turns_of
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import DataConfig, ModelConfig, TrainedTokenizer
+from neuron_sum.training.train import train
 
 TEXTS = [example.dialogue for example in load_dataset(DataConfig())["validation"]]
 T5 = load_tokenizer(ModelConfig(config={"model_type": "t5"}, tokenizer=TrainedTokenizer(vocab_size=400)), TEXTS)
@@ -261,6 +263,25 @@ def test_a_long_row_becomes_pieces_and_merges(tokenizer: Any) -> None:
     made = encode(rows.examples, tokenizer, COURSE, MERGE, decoder_only=tokenizer is LLAMA)
     assert (len(made), made.sources_cut) == (len(rows.examples), 0)
     assert "1 long dialogues are 3 pieces and" in str(rows.note())
+
+
+def test_a_model_is_trained_on_pieces_and_merges(tmp_path: Path) -> None:
+    filler = "\n".join(f"#Person1#: Turn {number} has no news." for number in range(12))
+    for split, count in (("train", 3), ("validation", 1)):
+        rows = [
+            {
+                "dialogue": "\n".join(f"#Person2#: {split} {n}: {fact}\n{filler}" for fact in FACTS),
+                "summary": " ".join(FACTS),
+            }
+            for n in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["data.source=jsonl", f"data.path={tmp_path}", "data.long=merge", "train.max_steps=1"]
+    run = train(load_recipe("tiny", settings), tmp_path / "run")
+    results, statistics = run.read_results(), read_statistics(run)
+    assert results["sources_cut"] == 0
+    assert results["train_examples"] > 6 and results["examples"]["train"]["used"] == 3
+    assert (statistics.dialogues, statistics.truncated) == (3, 3)
 
 
 def test_other_settings_change_no_row() -> None:

@@ -179,7 +179,7 @@ def test_answers_of_running_requests_are_collected_after_a_failure(far_end: FarE
         answers = client.summarize(["a", "b", "c", "d"], on_answers=lambda _: failed.set())
     assert len(far_end.seen) == 2
     answered = [answer for answer in answers if answer.answered]
-    assert answered in ([Answer("A", False, 1, 3)], [Answer("B", False, 1, 3)])
+    assert answered in ([Answer("A", False, 1, 3, 1.0)], [Answer("B", False, 1, 3, 1.0)])
     assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422, 422]
 
 
