@@ -236,7 +236,7 @@ class Summarizer:
                 what = "the dialogue was" if alone else f"{truncated} of {len(texts)} dialogues were"
                 console.warn(
                     f"{what} truncated to data.max_source_length = {lengths.max_source_length} tokens; "
-                    "data.long=merge summarizes it whole"
+                    "data.long=merge keeps the rest"
                 )
             if unfinished := sum(prediction.hit_limit for prediction in predictions):
                 what = "the summary was" if alone else f"{unfinished} of {len(texts)} summaries were"
