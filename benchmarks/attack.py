@@ -333,6 +333,24 @@ def odd_bodies(target: Target) -> Finding:
     return finding
 
 
+def costly_dialogues(target: Target) -> Finding:
+    """Dialogues that are costly to split into pieces, for an artifact with data.long=merge; also as events."""
+    finding = Finding()
+    for text in (
+        "A. " * 33_000,
+        "x" * 99_000,
+        "a\n" * 49_000,
+        "a: b\n" * 19_000,
+        "</s>" * 24_000,
+        "[a] " + "b" * 90_000,
+    ):
+        for accept in ("application/json", "text/event-stream"):
+            with httpx.Client(base_url=target.url, timeout=TIMEOUT_S, trust_env=False) as http:
+                answer = http.post("/invocations", json={"inputs": text}, headers={"accept": accept})
+            finding.expect(answer, [200, 503], f"{text[:20]!r} as {accept}")
+    return finding
+
+
 def expanding_text(target: Target, seconds: float, characters: int) -> Finding:
     """Requests with texts that expand during tokenization, while other clients request summaries.
 
@@ -406,6 +424,7 @@ ATTACKS: dict[str, Callable[[Target], Finding]] = {
     "pipelining": pipelining,
     "request smuggling": smuggling,
     "costly bodies": odd_bodies,
+    "costly dialogues": costly_dialogues,
 }
 TIMED: dict[str, int] = {"text that expands": 100_000, "text that expands, within the limits": 49_000}
 """Attacks on the latency of other clients, with the number of characters in each text."""

@@ -57,7 +57,7 @@ LOG = (
 )
 REQUEST = {"inputs": ["#Person1#: Hi.", "b"], "parameters": {"max_new_tokens": 5, "num_beams": 1, "adapter": "x"}}
 ANSWERS = [
-    {"summary_text": "a", "truncated": False, "input_tokens": 3, "output_tokens": 1, **more}
+    {"summary_text": "a", "truncated": False, "coverage": 1.0, "input_tokens": 3, "output_tokens": 1, **more}
     for more in ({}, {"sections": {"reason": "a", "follow_up": ""}})
 ]
 SECTION_ROWS: list[dict[str, Any]] = [

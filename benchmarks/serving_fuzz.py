@@ -36,6 +36,9 @@ CONTENT_TYPES = st.sampled_from(
 )
 
 
+ACCEPTED = st.sampled_from(["*/*", "application/json", "application/jsonlines", "text/event-stream", "x"])
+
+
 def conforming(schema: dict[str, Any], document: dict[str, Any]) -> st.SearchStrategy[Any]:
     """A strategy for the values that a schema of the OpenAPI document allows."""
     if "$ref" in schema:
@@ -93,11 +96,10 @@ def main() -> None:
                 database=None,
                 suppress_health_check=list(HealthCheck),
             )
-            @given(body=bodies(limits), content_type=CONTENT_TYPES)
-            def send(body: bytes, content_type: str) -> None:
-                statuses[
-                    http.post("/invocations", content=body, headers={"content-type": content_type}).status_code
-                ] += 1
+            @given(body=bodies(limits), content_type=CONTENT_TYPES, accept=ACCEPTED)
+            def send(body: bytes, content_type: str, accept: str) -> None:
+                headers = {"content-type": content_type, "accept": accept}
+                statuses[http.post("/invocations", content=body, headers=headers).status_code] += 1
                 sent = statuses.total()
                 if sent in (options.requests // 5, options.requests):
                     measured[sent] = (worker.memory_info().rss, java.memory_info().rss)

@@ -17,16 +17,18 @@ from neuron_sum.errors import NeuronSumError
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
 #Person2#: Thank you, I will tell the others."""
+MEETING = Path(__file__).parent / "data" / "meeting.txt"
+"""A conversation of 2,000 words, which is summarized in pieces."""
 PRETRAINED = """\
 The demo fine-tunes SmolLM2-135M-Instruct, a pretrained model of 135 million parameters, with LoRA. Its weights come
 from the Python package index (93 MB, once). The tuned model is compiled ahead of time for this machine's CPU and
-compared with the untuned one, then packaged as for SageMaker and served by a real DJL Serving, which answers a
-request."""
+compared with the untuned one, and summarizes a conversation of 2,000 words in pieces. Then it is packaged as for
+SageMaker and served by a real DJL Serving, which answers a request."""
 TINY = """\
 The demo uses a tiny T5, which needs no download. First it trains a base model, on other scenarios than those used for
 tuning and testing; then it tunes that base with each of the three methods. The LoRA run is compiled ahead of time for
-this machine's CPU and compared with the others, then packaged as for SageMaker and served by a real DJL Serving, which
-answers a request."""
+this machine's CPU and compared with the others, and summarizes a conversation of 2,000 words in pieces. Then it is
+packaged as for SageMaker and served by a real DJL Serving, which answers a request."""
 EXAMPLES, EVALUATED = 256, 48
 """Number of training dialogues and of test dialogues, so that the demo takes less than ten minutes on two cores."""
 METHODS = {"lora": "tiny-lora", "full": "tiny-full", "prompt-tuning": "tiny-prompt-tuning"}
@@ -59,6 +61,7 @@ def demo(
     # A large model is evaluated once, by its compiled graphs; `verify` has compared them with transformers.
     tuned = [f"compiled={artifact}"] if pretrained else [*runs, f"compiled={artifact}"]
     _run("compare", "untuned", *tuned, "lead-3", "human", "--output", str(folder / "comparison"))
+    _run("summarize", artifact, str(MEETING), "--set", "data.long=merge")
     archive = folder / "model.tar.gz"
     _run("package", artifact, "--output", str(archive))
     served = _serve(archive)

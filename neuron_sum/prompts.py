@@ -44,10 +44,12 @@ class EncodedPrompt:
     Attributes:
         input_ids: Token ids including special tokens, at most max_source_length.
         truncated: Whether the end of the dialogue was cut off to fit.
+        coverage: The share of the dialogue's turns that are encoded uncut, from 0 to 1.
     """
 
     input_ids: list[int]
     truncated: bool
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -152,22 +154,30 @@ class Prompt:
                 if is_short and len(input_ids) <= max_source_length + MARGIN:
                     longer[number] = start_of(dialogue, 2 * len(start))
                 elif len(input_ids) <= max_source_length:
-                    prompts[number] = EncodedPrompt(input_ids, truncated=len(start) < len(dialogue))
+                    is_cut, covered = len(start) < len(dialogue), coverage(dialogue, len(start))
+                    prompts[number] = EncodedPrompt(input_ids, is_cut, covered)
                 else:
-                    prompts[number] = EncodedPrompt(self._cut(tokenizer, start, max_source_length), truncated=True)
+                    input_ids, kept = self._cut(tokenizer, start, max_source_length)
+                    prompts[number] = EncodedPrompt(input_ids, True, coverage(dialogue, kept))
             starts = longer
         return [prompts[number] for number in range(len(dialogues))]
 
-    def _cut(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int) -> list[int]:
-        """The token ids of the prompt with the longest start of the dialogue that fits."""
+    def count(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str) -> int:
+        """The number of tokens of the prompt with the whole dialogue."""
+        return len(self._tokenize(tokenizer, [dialogue])[0])
+
+    def _cut(
+        self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int
+    ) -> tuple[list[int], int]:
+        """The token ids of the prompt with the longest start of the dialogue that fits, and its characters."""
         offsets = tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        room = max_source_length - len(self._tokenize(tokenizer, [""])[0])
+        room = max_source_length - self.count(tokenizer, "")
         # Tokens may merge across the boundaries, so that the first guess can be wrong by one or two tokens.
         for keep in range(min(room + 2, len(offsets) - 1), -1, -1):
             cut = dialogue[: offsets[keep - 1][1]] if keep > 0 else ""
             input_ids = self._tokenize(tokenizer, [cut])[0]
             if len(input_ids) <= max_source_length:
-                return input_ids
+                return input_ids, len(cut)
         raise RecipeError(
             f"data.max_source_length = {max_source_length}: the prompt without the dialogue has more tokens",
             "raise data.max_source_length or shorten the prompt",
@@ -224,6 +234,24 @@ def without_control(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
             last = end
         text = "".join([*pieces, text[last:]])
     return text
+
+
+def turns_of(dialogue: str) -> list[str]:
+    """The turns of a dialogue: its lines with text."""
+    return [line.strip() for line in dialogue.splitlines() if line.strip()]
+
+
+def coverage(dialogue: str, kept: int) -> float:
+    """The share of a dialogue's turns that are within its first `kept` characters, from 0 to 1."""
+    if kept >= len(dialogue):
+        return 1.0
+    position = count = uncut = 0
+    for line in dialogue.splitlines(keepends=True):
+        if line.strip():
+            count += 1
+            uncut += position + len(line.rstrip()) <= kept
+        position += len(line)
+    return uncut / count if count else 1.0
 
 
 def _count(input_ids: Sequence[int], control: frozenset[int]) -> int:

@@ -50,7 +50,6 @@ class Work:
         settings: Generation settings; only items with equal settings share a batch.
         adapter: The adapter's name; None for the base model.
         deadline: Time on the monotonic clock after which no client waits for the result.
-        truncated: Whether the dialogue was cut to fit.
         result: The new tokens.
         arrived: Time of arrival on the monotonic clock.
         turn: Position in the order in which items start; the smallest is first.
@@ -62,7 +61,6 @@ class Work:
     settings: GenerateConfig
     adapter: str | None
     deadline: float
-    truncated: bool = False
     result: "Future[list[int]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
     turn: float = 0.0
@@ -98,8 +96,12 @@ class Batcher:
         """Number of items in the queue."""
         return len(self._queue)
 
-    def submit(self, works: Sequence[Work]) -> None:
+    def submit(self, works: Sequence[Work], *, accepted: bool = False) -> None:
         """Queue all items of a request, or none.
+
+        Args:
+            works: The items.
+            accepted: Whether they continue a request that was accepted, and are queued in any case.
 
         Raises:
             ServiceError: 503 if the queue is full, or if the items cannot be finished before their deadline.
@@ -115,14 +117,14 @@ class Batcher:
             room = self._queue_size if len(works) == 1 else int(self._queue_size * LARGE_SHARE)
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
             # A request longer than the queue is accepted when the queue is empty; otherwise it would never be.
-            if self._queue and len(self._queue) + len(works) > room:
+            if self._queue and len(self._queue) + len(works) > room and not accepted:
                 raise ServiceError(
                     503,
                     f"{len(self._queue)} items are waiting, at most {room} may wait; {RETRY}",
                     None,
                     retry_after_s,
                 )
-            if self._queue and time.monotonic() + expected_s > works[0].deadline:
+            if self._queue and time.monotonic() + expected_s > works[0].deadline and not accepted:
                 raise ServiceError(
                     503,
                     f"an answer would take about {expected_s:.0f} s, which is past the deadline; {RETRY}",

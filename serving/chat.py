@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from neuron_sum.errors import RequestError
 from serving.client import MAX_MESSAGE, Answer, Client, start_of
-from serving.schema import ErrorBody
-from serving.transport import EVENTS, Reply, Unanswered, Unavailable
+from serving.schema import EVENTS, ErrorBody
+from serving.transport import Reply, Unanswered, Unavailable
 
 DONE = "[DONE]"
 PARAMETERS = {"max_new_tokens": "max_tokens"}

@@ -58,8 +58,9 @@ class Answer:
     Attributes:
         summary_text: The summary; empty if there is an error.
         truncated: Whether the end of the dialogue was cut to fit the longest bucket.
-        input_tokens: Number of tokens in the prompt, after the cut.
+        input_tokens: Number of tokens in the prompt, after the cut; of a long dialogue, in the prompts of its pieces.
         output_tokens: Number of tokens in the summary.
+        coverage: The share of the dialogue's turns that were encoded uncut; None from a server that does not report it.
         checks: The parts of the summary that the dialogue does not support, if the request asked for them.
         sections: The text of each section, if the model has sections.
         error: The reason for a missing summary. A field `inputs[7]` means the eighth dialogue.
@@ -71,6 +72,7 @@ class Answer:
     truncated: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
+    coverage: float | None = None
     checks: tuple[Check, ...] | None = None
     sections: dict[str, str] | None = None
     error: ErrorBody | None = None
@@ -84,6 +86,7 @@ class Answer:
             "summary_text": self.summary_text,
             **({} if self.sections is None else {"sections": self.sections}),
             "truncated": self.truncated,
+            **({} if self.coverage is None else {"coverage": self.coverage}),
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             **({} if self.checks is None else {"checks": [check.model_dump() for check in self.checks]}),
@@ -250,6 +253,7 @@ class Client:
                 item.truncated,
                 item.input_tokens,
                 item.output_tokens,
+                item.coverage,
                 tuple(item.checks) if item.checks is not None else None,
                 item.sections,
             )

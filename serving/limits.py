@@ -1,7 +1,7 @@
 """Limits on the size of requests and texts, and the answers to requests that exceed them.
 
-A text within the limits that has more tokens than the longest bucket is not an error: it is cut at its end, and its
-answer has `truncated` (neuron_sum/prompts.py).
+What happens to a text within the limits that has more tokens than the longest bucket is set by the recipe's data.long
+(neuron_sum/data/rounds.py).
 """
 
 from dataclasses import dataclass

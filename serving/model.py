@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillLoading
 from pathlib import Path
@@ -22,7 +23,7 @@ from djl_python import Input, Output
 
 from neuron_sum.errors import NeuronSumError
 from serving import properties
-from serving.schema import ServiceError
+from serving.schema import EVENTS, ServiceError, wants_events
 from serving.worker import Worker
 
 if TYPE_CHECKING:
@@ -71,22 +72,30 @@ def _log_failure(error: BaseException | None) -> int:
 _loaded = _start()
 
 
-async def handle(inputs: Input) -> Output | None:
+async def handle(inputs: Input) -> Output | AsyncIterator[Output] | None:
     """Answer a request; the empty request waits until the model is loaded."""
     if inputs.is_empty():
         await asyncio.wrap_future(_loaded)
         return None
+    body, kind = bytes(inputs.get_content().get("data") or b""), inputs.get_property("content-type")
+    accept, adapter = inputs.get_property("accept"), inputs.get_property("X-Amzn-SageMaker-Adapter-Identifier")
+    request_id = inputs.get_property("requestId") or ""
+    if wants_events(accept):
+        return _events(body, kind, adapter, request_id)
     try:
-        answer = await _loaded.result().answer(
-            bytes(inputs.get_content().get("data") or b""),
-            inputs.get_property("content-type"),
-            inputs.get_property("accept"),
-            inputs.get_property("X-Amzn-SageMaker-Adapter-Identifier"),
-            inputs.get_property("requestId") or "",
-        )
+        answer = await _loaded.result().answer(body, kind, accept, adapter, request_id)
     except ServiceError as error:
         return _refusal(error)
     return _output({"data": answer.body, "last": True}, {"Content-Type": answer.content_type})
+
+
+async def _events(body: bytes, kind: str | None, adapter: str | None, request_id: str) -> AsyncIterator[Output]:
+    """The answer to a request as server-sent events."""
+    try:
+        async for event, is_last in _loaded.result().stream(body, kind, adapter, request_id):
+            yield _output({"data": event, "last": is_last}, {"Content-Type": EVENTS, "Cache-Control": "no-store"})
+    except ServiceError as error:
+        yield _refusal(error)
 
 
 async def register_adapter(inputs: Input) -> Output:

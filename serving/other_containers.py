@@ -10,6 +10,7 @@ from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.platform.containers import CONTAINERS, VLLM
 from neuron_sum.platform.matrix import ENDED_CONTAINERS
+from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.fingerprint import open_trained
 from serving import neuronx_container, vllm_container
 
@@ -32,6 +33,7 @@ def pack_vllm(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[
     source = open_artifact(path) if is_artifact(path) else open_trained(path)
     if isinstance(source, Artifact) and (warning := source.manifest.quality_warning):
         console.warn(f"{path}: {warning}; run `neuron-sum compile verify {quote(path)}`")
+    check_long(source.recipe, VLLM)
     packed = vllm_container.write_archive(source, target, overrides)
     if not packed.precompiled:
         console.note(
@@ -71,6 +73,7 @@ def pack_djl(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[s
             f"run `neuron-sum package RUN --container {container}` with the folder of the run",
         )
     run, ended = open_trained(path), ENDED_CONTAINERS[container]
+    check_long(run.recipe, container)
     settings = neuronx_container.write_archive(run, target)
     console.warn(f"the software in {ended.name} has not been supported since {ended.ended} ({ended.ended_source})")
     prompt = run.recipe.prompt.resolve().template
@@ -85,3 +88,20 @@ def pack_djl(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[s
         settings.rstrip(),
         f"image: {ended.name}; send whole prompts as inputs, in the form {prompt!r}",
     ]
+
+
+def check_long(recipe: Recipe, container: str) -> None:
+    """Checks that the endpoint need not split long dialogues.
+
+    Args:
+        recipe: The recipe of the model.
+        container: The name of the container.
+
+    Raises:
+        RecipeError: If the recipe has data.long `merge`.
+    """
+    if recipe.data.long == "merge":
+        raise RecipeError(
+            f"data.long = 'merge': {container} does not split long dialogues into pieces",
+            "run `neuron-sum compile RUN`, then `neuron-sum package ARTIFACT` for neuron-sum's container",
+        )

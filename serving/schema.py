@@ -15,6 +15,7 @@ from neuron_sum.evaluation.faithfulness import FindingKind
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 
 JSON, JSON_LINES, TEXT = "application/json", "application/jsonlines", "text/plain"
+EVENTS = "text/event-stream"
 ALIASES = {"application/jsonl": JSON_LINES, "application/x-jsonlines": JSON_LINES, "application/x-ndjson": JSON_LINES}
 CONTENT_TYPES = (JSON, JSON_LINES, TEXT)
 DEFECT = "internal error of neuron-sum; the endpoint's log has the details"
@@ -95,11 +96,27 @@ class Summary(BaseModel):
     """The text of each section by name, empty for an optional one without a text; only of models with sections."""
     truncated: bool
     """Whether the end of the dialogue was cut to fit the longest bucket."""
+    coverage: float = Field(ge=0, le=1)
+    """The share of the dialogue's turns that were encoded uncut; below 1 if it was cut."""
     input_tokens: int
-    """Number of tokens in the prompt, after the cut."""
+    """Number of tokens in the prompt, after the cut; of a long dialogue, in the prompts of its pieces."""
     output_tokens: int
     checks: list[Check] | None = None
     """What the rules found; only if the request has parameters.checks."""
+
+
+class Piece(BaseModel):
+    """A server-sent event: the summary of a piece of a long dialogue, or of the summaries of several pieces."""
+
+    input: int
+    """The number of the dialogue in the request, from 0."""
+    round: int
+    """1 for the pieces of the dialogue, then 2, 3, … for merges of their summaries."""
+    piece: int
+    """The number of the piece in its round, from 1; pieces finish in any order."""
+    pieces: int
+    """The number of pieces of the round."""
+    summary_text: str
 
 
 class ErrorBody(BaseModel):
@@ -142,6 +159,16 @@ def answer_type(accept: str | None, kind: str, items: int) -> str:
     return JSON
 
 
+def wants_events(accept: str | None) -> bool:
+    """Whether a request accepts server-sent events."""
+    return any(part.split(";")[0].strip().lower() == EVENTS for part in (accept or "").split(","))
+
+
+def render_event(name: str, data: str) -> str:
+    """A server-sent event; `data` is JSON without line breaks."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
 def render(answers: Sequence[Summary | ServiceError], kind: str) -> str:
     """The body of a response."""
     bodies = [
@@ -160,14 +187,15 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
     limits = limits or ServeConfig()
     answers = TypeAdapter(list[Summary | ErrorAnswer]).json_schema(ref_template="#/components/schemas/{model}")
     request = Request.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas = {**answers.pop("$defs"), **request.pop("$defs"), "Request": request, "Answers": answers}
+    piece = Piece.model_json_schema()
+    schemas = {**answers.pop("$defs"), **request.pop("$defs"), "Request": request, "Answers": answers, "Piece": piece}
     error = {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}}
     meanings = {
         400: "The body cannot be read.",
         404: "The adapter does not exist; the message lists the existing ones.",
         413: f"More than {limits.max_body_bytes} bytes or {limits.max_items} items.",
         415: "The content type is not supported.",
-        422: "A value is invalid; `field` names it.",
+        422: "A value is invalid, or a dialogue is too long; `field` names it.",
         500: "An internal error of neuron-sum; the log has the details.",
         503: "The queue is full, the deadline passed, or the worker is restarting; Retry-After has the waiting time.",
     }
@@ -188,11 +216,14 @@ def openapi(limits: ServeConfig | None = None) -> dict[str, Any]:
                     },
                     "responses": {
                         "200": {
-                            "description": "One answer per item, in order; a refused item has an error.",
+                            "description": "One answer per item, in order; a refused item has an error. As server-sent "
+                            "events: `piece` (Piece) for each finished piece of a long dialogue, then `answer` "
+                            "(Answers) or `error` (ErrorAnswer).",
                             "content": {
                                 JSON: {"schema": {"$ref": "#/components/schemas/Answers"}},
                                 JSON_LINES: {"schema": {"type": "string"}},
                                 TEXT: {"schema": {"type": "string"}},
+                                EVENTS: {"schema": {"type": "string"}},
                             },
                         },
                         **{str(code): {"description": meaning, **error} for code, meaning in meanings.items()},

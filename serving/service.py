@@ -5,28 +5,31 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.artifact import Artifact, open_artifact
+from neuron_sum.data.rounds import Rounds, open_rounds
+from neuron_sum.errors import DataError
 from neuron_sum.evaluation.faithfulness import check_summary
-from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import choose_bucket
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.sections import SectionCoder, decode, parse_sections, without_headings
+from neuron_sum.sections import SectionCoder, Sections, decode, parse_sections, without_headings
 from serving import metrics
 from serving.adapters import BASE, Adapters
 from serving.batching import Batcher, Work, as_service_error
 from serving.limits import Item
 from serving.parsing import check_media_type, parse
-from serving.schema import TEXT, Check, ServiceError, Summary, answer_type, render
+from serving.schema import JSON, TEXT, Check, Piece, ServiceError, Summary, answer_type, render, render_event
 
 HANG_FACTOR = 3
 """Number of deadlines after which a batch counts as hanging: the worker exits, and the server starts another one."""
@@ -36,6 +39,7 @@ TOKENIZERS = 2
 """Number of threads for tokenizing, besides the thread that receives and answers requests."""
 
 LOG = logging.getLogger("neuron_sum")
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,7 +64,57 @@ class _RequestRecord:
     items: int = 0
     works: list[Work] = field(default_factory=list)
     output_tokens: int = 0
+    truncated: int = 0
     errors: int = 0
+    on_piece: Callable[[Piece], None] | None = None
+
+
+@dataclass
+class _Job:
+    """An item while it is summarized.
+
+    Attributes:
+        number: Its number in the request, from 0.
+        rounds: Its prompts.
+        settings: Its generation settings.
+        adapter: The adapter's name; None for the base model.
+        works: The prompts of the current or last round in the queue.
+        error: The error of a prompt, which ends the item.
+    """
+
+    number: int
+    rounds: Rounds
+    settings: GenerateConfig
+    adapter: str | None
+    works: list[Work] = field(default_factory=list)
+    error: ServiceError | None = None
+
+    def start(self, deadline: float) -> list[Work]:
+        """The prompts of the round for the queue."""
+        self.works = [Work(each.input_ids, self.settings, self.adapter, deadline) for each in self.rounds.prompts]
+        return self.works
+
+    def texts(self, tokenizer: PreTrainedTokenizerFast, coder: SectionCoder | None) -> list[str] | None:
+        """The summaries of a finished round; None if one failed."""
+        failures = [error for work in self.works if isinstance(error := work.result.exception(), ServiceError)]
+        if failures:
+            self.error = failures[0]
+            return None
+        return [decode(work.result.result(), tokenizer, coder) for work in self.works]
+
+    def answer(self, sections: Sections) -> Summary | ServiceError:
+        """The answer to the item."""
+        if self.error is not None:
+            return self.error
+        text = str(self.rounds.summary)
+        return Summary(
+            summary_text=text,
+            sections=parse_sections(text, sections).texts if sections else None,
+            truncated=self.rounds.truncated,
+            coverage=round(self.rounds.coverage, 4),
+            input_tokens=self.rounds.input_tokens,
+            output_tokens=sum(len(work.result.result()) for work in self.works),
+        )
 
 
 class Service:
@@ -125,7 +179,13 @@ class Service:
         return service
 
     async def answer(
-        self, body: bytes, content_type: str | None, accept: str | None, adapter: str | None, request_id: str
+        self,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        adapter: str | None,
+        request_id: str,
+        on_piece: Callable[[Piece], None] | None = None,
     ) -> Answer:
         """Answer a request.
 
@@ -135,11 +195,12 @@ class Service:
             accept: The Accept header.
             adapter: SageMaker's adapter header; parameters.adapter in the request takes precedence.
             request_id: The id for the log.
+            on_piece: Called with each finished piece of a long dialogue.
 
         Raises:
             ServiceError: If the request is refused as a whole.
         """
-        record, status = _RequestRecord(request_id), 200
+        record, status = _RequestRecord(request_id, on_piece=on_piece), 200
         try:
             kind = check_media_type(content_type, body, self._limits)
             items = parse(body, kind, self._limits)
@@ -160,6 +221,37 @@ class Service:
         finally:
             self._report_request(record, status)
 
+    async def stream(
+        self, body: bytes, content_type: str | None, adapter: str | None, request_id: str
+    ) -> AsyncIterator[tuple[str, bool]]:
+        """Answer a request with server-sent events: the finished pieces, then the answer or an error.
+
+        Args:
+            body: The body as received.
+            content_type: The Content-Type header.
+            adapter: SageMaker's adapter header.
+            request_id: The id for the log.
+
+        Yields:
+            Each event as text, and whether it is the last.
+
+        Raises:
+            ServiceError: If the request is refused as a whole, before the first event.
+        """
+        pieces = asyncio.Queue[Piece | None]()
+        answering = asyncio.ensure_future(self.answer(body, content_type, JSON, adapter, request_id, pieces.put_nowait))
+        answering.add_done_callback(lambda _: pieces.put_nowait(None))
+        begun = False
+        while (piece := await pieces.get()) is not None:
+            begun = True
+            yield render_event("piece", piece.model_dump_json()), False
+        try:
+            yield render_event("answer", answering.result().body), True
+        except ServiceError as error:
+            if not begun:
+                raise
+            yield render_event("error", json.dumps({"error": error.body()})), True
+
     async def _answers(
         self, items: Sequence[Item], adapter: str | None, record: _RequestRecord
     ) -> list[Summary | ServiceError]:
@@ -170,13 +262,10 @@ class Service:
             await asyncio.wait_for(self.adapters.follow(), deadline - time.monotonic())
         except asyncio.TimeoutError as error:
             raise self._late() from error
-        prompts = iter(await self._encode([item.text for item in items if item.error is None], deadline))
-        answers = [item.error or self._work(item, next(prompts), adapter, deadline) for item in items]
-        record.works = [answer for answer in answers if isinstance(answer, Work)]
-        if record.works:
-            self._batcher.submit(record.works)
-            await self._wait(record.works, deadline)
-        results = [self._summary(answer) if isinstance(answer, Work) else answer for answer in answers]
+        jobs = [await self._open(number, item, adapter, deadline) for number, item in enumerate(items)]
+        await self._finish([job for job in jobs if isinstance(job, _Job)], record, deadline)
+        results = [job if isinstance(job, ServiceError) else job.answer(self._sections) for job in jobs]
+        record.truncated = sum(isinstance(result, Summary) and result.truncated for result in results)
         await self._check(items, results, deadline)
         record.errors = sum(isinstance(result, ServiceError) for result in results)
         record.output_tokens = sum(result.output_tokens for result in results if isinstance(result, Summary))
@@ -188,21 +277,70 @@ class Service:
                 )
         return results
 
-    async def _encode(self, texts: Sequence[str], deadline: float) -> list[EncodedPrompt]:
-        """Tokenize the texts outside the thread that receives and answers requests.
+    async def _open(self, number: int, item: Item, adapter: str | None, deadline: float) -> _Job | ServiceError:
+        """The prompts of an item, or the error if it is refused.
 
         Raises:
             ServiceError: 503 at the deadline.
         """
-        length = self._artifact.recipe.data.max_source_length
-        loop, prompts = asyncio.get_running_loop(), list[EncodedPrompt]()
-        for text in texts:  # one by one, so that requests also take turns here and stop at the deadline
-            encoding = loop.run_in_executor(self._tokenizers, self._prompt.encode, self._tokenizer, [text], length)
-            try:
-                prompts += await asyncio.wait_for(encoding, deadline - time.monotonic())
-            except asyncio.TimeoutError as error:
-                raise self._late() from error
-        return prompts
+        if item.error is not None:
+            return item.error
+        try:
+            settings, name = self._settings(item), self._adapter(item, adapter)
+        except ServiceError as error:
+            return error
+        data = self._artifact.recipe.data
+        try:  # one by one, so that requests also take turns here and stop at the deadline
+            [rounds] = await self._in_thread(deadline, open_rounds, self._prompt, self._tokenizer, [item.text], data)
+        except DataError as error:
+            return ServiceError(422, f"{item.field}: {error.message}; send a shorter dialogue", item.field)
+        return _Job(number, rounds, settings, name)
+
+    async def _finish(self, jobs: Sequence[_Job], record: _RequestRecord, deadline: float) -> None:
+        """Summarize every item, the pieces of long ones together, then the merges of their summaries.
+
+        Raises:
+            ServiceError: 503 at the deadline, or if the queue is full.
+        """
+        running = list(jobs)
+        while running:
+            works = [work for job in running for work in job.start(deadline)]
+            self._batcher.submit(works, accepted=bool(record.works))
+            record.works += works
+            if record.on_piece is not None:
+                for job in running:
+                    self._report_pieces(job, record.on_piece)
+            await self._wait(works, deadline)
+            for job in running:
+                if (texts := job.texts(self._tokenizer, self._coder)) is not None:
+                    await self._in_thread(deadline, job.rounds.close, texts)
+            running = [job for job in running if job.error is None and job.rounds.summary is None]
+
+    def _report_pieces(self, job: _Job, on_piece: Callable[[Piece], None]) -> None:
+        """Call a function with each finished piece of a round; not for a dialogue that is one piece."""
+        number, count = job.rounds.number + 1, len(job.works)
+        if number == count == 1:
+            return
+
+        def report(piece: int, done: "asyncio.Future[list[int]]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                text = decode(done.result(), self._tokenizer, self._coder)
+                on_piece(Piece(input=job.number, round=number, piece=piece, pieces=count, summary_text=text))
+
+        for piece, work in enumerate(job.works, 1):
+            asyncio.wrap_future(work.result).add_done_callback(partial(report, piece))
+
+    async def _in_thread(self, deadline: float, function: Callable[..., T], *arguments: object) -> T:
+        """The result of a function, called outside the thread that receives and answers requests.
+
+        Raises:
+            ServiceError: 503 at the deadline.
+        """
+        try:
+            calling = asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
+            return await asyncio.wait_for(calling, deadline - time.monotonic())
+        except asyncio.TimeoutError as error:
+            raise self._late() from error
 
     async def _check(self, items: Sequence[Item], results: Sequence[Summary | ServiceError], deadline: float) -> None:
         """Add the findings of the rules to the summaries whose request asks for them, outside this thread.
@@ -210,24 +348,11 @@ class Service:
         Raises:
             ServiceError: 503 at the deadline.
         """
-        loop = asyncio.get_running_loop()
         for item, result in zip(items, results, strict=True):
             if item.parameters.checks and isinstance(result, Summary):
                 text = without_headings(result.summary_text, self._sections)
-                checking = loop.run_in_executor(self._tokenizers, check_summary, text, item.text)
-                try:
-                    checked = await asyncio.wait_for(checking, deadline - time.monotonic())
-                except asyncio.TimeoutError as error:
-                    raise self._late() from error
+                checked = await self._in_thread(deadline, check_summary, text, item.text)
                 result.checks = [Check(**finding.as_dict()) for finding in checked.findings] if checked else []
-
-    def _work(self, item: Item, prompt: EncodedPrompt, adapter: str | None, deadline: float) -> Work | ServiceError:
-        """An item for the queue, or the error if its parameters were not compiled."""
-        try:
-            settings, name = self._settings(item), self._adapter(item, adapter)
-        except ServiceError as error:
-            return error
-        return Work(prompt.input_ids, settings, name, deadline, prompt.truncated)
 
     def _adapter(self, item: Item, adapter: str | None) -> str | None:
         name = item.parameters.adapter if item.parameters.adapter is not None else adapter
@@ -300,20 +425,6 @@ class Service:
             LOG.critical("a batch has been running for %.0f s; the worker exits", time.monotonic() - since)
             os._exit(HANG_EXIT_CODE)
 
-    def _summary(self, work: Work) -> Summary | ServiceError:
-        error = work.result.exception()
-        if isinstance(error, ServiceError):
-            return error
-        tokens = work.result.result()
-        text = decode(tokens, self._tokenizer, self._coder)
-        return Summary(
-            summary_text=text,
-            sections=parse_sections(text, self._sections).texts if self._sections else None,
-            truncated=work.truncated,
-            input_tokens=len(work.prompt),
-            output_tokens=len(tokens),
-        )
-
     def _report_batch(self, batch: Sequence[Work], seconds: float) -> None:
         longest = max(len(work.prompt) for work in batch)
         size = max(work.batch for work in batch)
@@ -323,7 +434,6 @@ class Service:
     def _report_request(self, record: _RequestRecord, status: int) -> None:
         seconds = time.monotonic() - record.started
         input_tokens = sum(len(work.prompt) for work in record.works)
-        truncated = sum(work.truncated for work in record.works)
         started = [work.started for work in record.works if work.started]
         LOG.info(
             json.dumps(
@@ -337,9 +447,9 @@ class Service:
                     "batch": max((work.batch for work in record.works), default=0),
                     "input_tokens": input_tokens,
                     "output_tokens": record.output_tokens,
-                    "truncated": truncated,
+                    "truncated": record.truncated,
                     "adapters": sorted({work.adapter or BASE for work in record.works}),
                 }
             )
         )
-        metrics.report_request(status, seconds, input_tokens, record.output_tokens, truncated)
+        metrics.report_request(status, seconds, input_tokens, record.output_tokens, record.truncated)

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 import httpx
 
 from neuron_sum.errors import MissingExtraError, RequestError
-from serving.schema import JSON
+from serving.schema import EVENTS, JSON
 
 INVOCATIONS, COMPLETIONS = "/invocations", "/chat/completions"
-EVENTS = "text/event-stream"
 CONNECT_TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 16 << 20
 """The most bytes of a reply; a summary has a few hundred."""

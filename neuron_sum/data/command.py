@@ -113,26 +113,27 @@ def _tokens(
 ) -> "tuple[ShapeReport, dict[Split, UnknownTokens]]":
     """The report on padding that `train` prints, for one process, and the unknown tokens of each split."""
     from neuron_sum.data.encoding import encode, unknown_tokens
+    from neuron_sum.data.long_rows import training_rows
     from neuron_sum.data.shapes import check_packing, choose_plan
     from neuron_sum.models import base as models
 
     decoder_only = models.is_decoder_only(config)
     check_packing(recipe, decoder_only=decoder_only)
+    prompt = recipe.prompt.resolve()
+    rows = {split: training_rows(each, tokenizer, prompt, recipe.data) for split, each in dataset.splits.items()}
+    for split, made in rows.items():
+        if (note := made.note()) is not None:
+            console.note(f"{split}: {note}")
     encoded = {
         split: encode(
-            examples,
-            tokenizer,
-            recipe.prompt.resolve(),
-            recipe.data,
-            decoder_only=decoder_only,
-            sections=recipe.output.sections,
+            made.examples, tokenizer, prompt, recipe.data, decoder_only=decoder_only, sections=recipe.output.sections
         )
-        for split, examples in dataset.splits.items()
+        for split, made in rows.items()
     }
     validation = encoded.get("validation")
     plan = choose_plan(recipe, encoded["train"], validation or None, decoder_only=decoder_only)
     unknown = {
-        split: unknown_tokens(made, dataset[split], tokenizer, decoder_only=decoder_only)
+        split: unknown_tokens(made, rows[split].examples, tokenizer, decoder_only=decoder_only)
         for split, made in encoded.items()
     }
     return plan.report(encoded["train"]), unknown

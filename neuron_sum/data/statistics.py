@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from neuron_sum.data.encoding import IGNORED, Encoded
-from neuron_sum.data.examples import Example
+from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import Section
 
 if TYPE_CHECKING:
@@ -65,27 +64,20 @@ class DialogueCounter:
         return is_unknown
 
 
-def training_statistics(
-    examples: Sequence[Example], encoded: Encoded, tokenizer: "PreTrainedTokenizerBase", *, decoder_only: bool
-) -> DialogueStatistics:
+def training_statistics(prompts: Sequence[EncodedPrompt], tokenizer: "PreTrainedTokenizerBase") -> DialogueStatistics:
     """The statistics of the dialogues of a training split.
 
     Args:
-        examples: The examples.
-        encoded: The same examples as tokens.
+        prompts: Their prompts, of which those of long dialogues are cut.
         tokenizer: The model's tokenizer.
-        decoder_only: Whether input_ids contain the summary.
     """
-    counter, position = DialogueCounter(unknown_ids(tokenizer)), 0
-    for example in examples:
-        feature = encoded.features[position]
-        position += len(example.references)
-        prompt = feature["labels"].count(IGNORED) if decoder_only else len(feature["input_ids"])
-        counter.add(feature["input_ids"][:prompt], truncated=False)
+    counter = DialogueCounter(unknown_ids(tokenizer))
+    for prompt in prompts:
+        counter.add(prompt.input_ids, truncated=prompt.truncated)
     return DialogueStatistics(
-        dialogues=len(examples),
+        dialogues=len(prompts),
         source_tokens=dict(sorted(counter.source_tokens.items())),
-        truncated=encoded.sources_cut,
+        truncated=counter.truncated,
         unknown=counter.unknown if counter.unknown_ids else None,
     )
 

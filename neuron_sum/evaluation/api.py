@@ -234,7 +234,10 @@ class Summarizer:
             lengths, settings = recipe.data, recipe.generate
             if truncated := sum(prediction.truncated for prediction in predictions):
                 what = "the dialogue was" if alone else f"{truncated} of {len(texts)} dialogues were"
-                console.warn(f"{what} truncated to data.max_source_length = {lengths.max_source_length} tokens")
+                console.warn(
+                    f"{what} truncated to data.max_source_length = {lengths.max_source_length} tokens; "
+                    "data.long=merge keeps the rest"
+                )
             if unfinished := sum(prediction.hit_limit for prediction in predictions):
                 what = "the summary was" if alone else f"{unfinished} of {len(texts)} summaries were"
                 console.warn(f"{what} truncated at generate.max_new_tokens = {settings.max_new_tokens}")

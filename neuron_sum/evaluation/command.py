@@ -162,6 +162,7 @@ def summarize(
             "summary_text": prediction.summary,
             **({"sections": parse_sections(prediction.summary, sections).texts} if sections else {}),
             "truncated": prediction.truncated,
+            "coverage": prediction.coverage,
             "input_tokens": prediction.input_tokens,
             "output_tokens": prediction.output_tokens,
         },

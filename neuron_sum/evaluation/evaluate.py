@@ -157,6 +157,7 @@ def _metrics(
         "output_tokens_mean": round(float(np.mean(tokens)), 1) if tokens else None,
         "empty": sum(not summary.strip() for summary in summaries),
         "dialogues_cut": sum(prediction.truncated for prediction in predictions),
+        "coverage_percent": _coverage(predictions),
         "hit_max_new_tokens": sum(prediction.hit_limit for prediction in predictions),
     }
     if sizes := _sizes(system, base):
@@ -167,6 +168,12 @@ def _metrics(
         training = _training(system.artifact)
         metrics["artifact"] = {"target": manifest.target, "dtype": manifest.dtype, "bytes": size, **training}
     return metrics
+
+
+def _coverage(predictions: Sequence[Prediction]) -> float | None:
+    """The mean share of turns that were encoded uncut, in percent; None for a system without a model."""
+    shares = [prediction.coverage for prediction in predictions if prediction.coverage is not None]
+    return round(100 * float(np.mean(shares)), 1) if shares else None
 
 
 def _training(artifact: Artifact) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Summaries from any generator: batched, in order of length, and resumable after a kill."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum import console, files
+from neuron_sum.data.rounds import Rounds, open_rounds
 from neuron_sum.errors import RunError, reading
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.reuse import Reusable
-from neuron_sum.prompts import EncodedPrompt
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
@@ -25,7 +26,7 @@ def fingerprint(
     """The hash of each part that predictions depend on.
 
     Args:
-        recipe: The recipe, for prompt, max_source_length and generation.
+        recipe: The recipe, for prompt, length of dialogues and generation.
         ids: One id per dialogue.
         dialogues: The texts, in order.
         model: The parts of the model or the artifact.
@@ -34,6 +35,7 @@ def fingerprint(
         **model,
         **of_recipe(recipe),
         "data.max_source_length": str(recipe.data.max_source_length),
+        "data.long": f"{recipe.data.long} {recipe.data.merge_until}",
         "generation settings": digest(recipe.generate.model_dump(exclude={"batch_size"})),
         "dialogues": digest(list(zip(ids, dialogues, strict=True))),
         **({"sections": digest(recipe.output.model_dump())} if recipe.output.sections else {}),
@@ -77,19 +79,25 @@ def summarize_all(
     description: str = "summarizing",
     quiet: bool = False,
 ) -> list[Prediction]:
-    """Summarize every dialogue.
+    """Summarize every dialogue; with data.long `merge`, the pieces of long ones and then their summaries.
 
     Args:
         generator: A model, or an artifact.
         tokenizer: The tokenizer of the generator.
-        recipe: The recipe, for prompt, max_source_length and generation.
+        recipe: The recipe, for prompt, length of dialogues and generation.
         ids: One id per dialogue.
         dialogues: The texts.
         partial: A file for finished predictions; those that it already contains are not generated again.
         description: The label of the progress bar.
         quiet: Whether to hide the progress bar.
+
+    Raises:
+        DataError: With data.long `refuse`, if a dialogue does not fit.
     """
-    prompts = recipe.prompt.resolve().encode(tokenizer, dialogues, recipe.data.max_source_length)
+    rounds = open_rounds(recipe.prompt.resolve(), tokenizer, dialogues, recipe.data, ids)
+    if pieces := [len(each.prompts) for each in rounds if len(each.prompts) > 1]:
+        what = "the dialogue is" if len(ids) == 1 else f"{len(pieces):,} of {len(ids):,} dialogues are"
+        console.note(f"{what} summarized in {sum(pieces):,} pieces")
     coder = SectionCoder.of(recipe.output.sections, tokenizer)
     done: dict[str, Prediction] = {}
     if partial is not None:
@@ -97,33 +105,52 @@ def summarize_all(
             done = {entry["id"]: Prediction(**entry) for entry in files.read_jsonl(partial)}
     if partial is not None:  # removes a line that a kill left incomplete
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))
-    # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding.
-    order = sorted((i for i in range(len(ids)) if ids[i] not in done), key=lambda i: -len(prompts[i].input_ids))
-    size = generator.batch_size
+    waiting: list[tuple[int, int, int]] = []
+    outputs: dict[int, dict[int, list[int]]] = {}
+    # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding. The
+    # prompts of a dialogue stay together, so that it is finished before the next one.
+    longest = [max((len(prompt.input_ids) for prompt in each.prompts), default=0) for each in rounds]
+
+    def queue(index: int) -> None:
+        outputs[index] = {}
+        for number in range(len(rounds[index].prompts)):
+            heapq.heappush(waiting, (-longest[index], index, number))
+
+    for index, example_id in enumerate(ids):
+        if example_id not in done:
+            queue(index)
     with console.progress(description, len(ids), len(done), quiet=quiet) as bar:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            rows = generator.generate([prompts[i].input_ids for i in batch], recipe.generate)
-            predictions = [
-                _prediction(generator, decode(row, tokenizer, coder), ids[i], prompts[i], row)
-                for i, row in zip(batch, rows, strict=True)
-            ]
-            if partial is not None:
+        while waiting:
+            batch = [heapq.heappop(waiting)[1:] for _ in range(min(generator.batch_size, len(waiting)))]
+            rows = generator.generate([rounds[i].prompts[n].input_ids for i, n in batch], recipe.generate)
+            predictions: list[Prediction] = []
+            for (index, number), row in zip(batch, rows, strict=True):
+                outputs[index][number] = row
+                current = rounds[index]
+                if len(outputs[index]) < len(current.prompts):
+                    continue
+                texts = [outputs[index][place] for place in range(len(current.prompts))]
+                current.close([decode(text, tokenizer, coder) for text in texts])
+                if current.summary is None:
+                    queue(index)
+                else:
+                    predictions.append(_prediction(generator, ids[index], current, texts))
+            if partial is not None and predictions:
                 with files.writing(partial), partial.open("a", encoding="utf-8") as lines:
                     lines.writelines(prediction.to_json() + "\n" for prediction in predictions)
             done.update((prediction.id, prediction) for prediction in predictions)
-            bar.advance(len(batch))
+            bar.advance(len(predictions))
     return [done[example_id] for example_id in ids]
 
 
-def _prediction(
-    generator: Generator, summary: str, example_id: str, prompt: EncodedPrompt, output: Sequence[int]
-) -> Prediction:
+def _prediction(generator: Generator, example_id: str, rounds: Rounds, outputs: Sequence[Sequence[int]]) -> Prediction:
+    """The prediction of a finished dialogue, from the tokens of its last round."""
     return Prediction(
         id=example_id,
-        summary=summary,
-        truncated=prompt.truncated,
-        input_tokens=len(prompt.input_ids),
-        output_tokens=len(output),
-        hit_limit=not output or output[-1] not in generator.ends,
+        summary=str(rounds.summary),
+        truncated=rounds.truncated,
+        input_tokens=rounds.input_tokens,
+        output_tokens=sum(map(len, outputs)),
+        hit_limit=any(not output or output[-1] not in generator.ends for output in outputs),
+        coverage=rounds.coverage,
     )

@@ -29,9 +29,10 @@ class Prediction:
         id: The id of the example.
         summary: The text.
         truncated: Whether the dialogue was truncated.
-        input_tokens: The number of tokens of the prompt; None if unknown.
+        input_tokens: The number of tokens of the prompt, or of the prompts of its pieces; None if unknown.
         output_tokens: The number of tokens of the summary, including the end token; None if unknown.
         hit_limit: Whether generation ended at max_new_tokens instead of an end token.
+        coverage: The share of the dialogue's turns that the prompts contained uncut, from 0 to 1; None if unknown.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Prediction:
     input_tokens: int | None = None
     output_tokens: int | None = None
     hit_limit: bool = False
+    coverage: float | None = None
 
     def to_json(self) -> str:
         """One line of predictions.jsonl."""

@@ -40,7 +40,9 @@ def render(comparison: Comparison) -> RenderableType:
 
 def _scores(comparison: Comparison) -> Table:
     names = _faithfulness(comparison)
-    table = console.table("system", *ROUGE_TYPES.values(), *names, "words", "tags right", "cut", "trainable", "size")
+    table = console.table(
+        "system", *ROUGE_TYPES.values(), *names, "words", "tags right", "covered", "trainable", "size"
+    )
     for evaluation in comparison.evaluations:
         metrics, run = evaluation.metrics, evaluation.metrics.get("run")
         size = (run or {}).get("weights_bytes") or metrics.get("artifact", {}).get("bytes")
@@ -51,7 +53,7 @@ def _scores(comparison: Comparison) -> Table:
             *(_points(metrics["faithfulness"]["scores"].get(name)) for name in names),
             f"{metrics['words_mean']:.0f}",
             "" if tags_right is None else f"{tags_right:.0f} %",
-            str(metrics["dialogues_cut"]),
+            "" if metrics["coverage_percent"] is None else f"{metrics['coverage_percent']:.0f} %",
             f"{run['trainable_parameters']:,}" if run else "",
             console.size(size) if size else "",
         )

@@ -20,7 +20,7 @@ from neuron_sum.evaluation.systems import UNTUNED, System
 from neuron_sum.recipes.loading import NAME_RECIPE, RecipeSource, load_recipe
 from neuron_sum.recipes.schema import LIMITS, Recipe, Split
 from neuron_sum.runs.contents import is_run
-from neuron_sum.runs.fingerprint import check_data, differences, model_parts, record_of
+from neuron_sum.runs.fingerprint import LENGTHS, check_data, differences, model_parts, record_of
 from neuron_sum.runs.folder import RunFolder
 
 
@@ -184,5 +184,5 @@ class Session:
 def _data_of(recipe: Recipe, split: Split) -> dict[str, object]:
     """The settings that determine the evaluated dialogues."""
     other_limits = {name for other, name in LIMITS.items() if other != split}
-    data = recipe.data.model_dump(exclude={*other_limits, "license", "max_source_length", "max_target_length"})
+    data = recipe.data.model_dump(exclude={*other_limits, "license", *LENGTHS})
     return {**data, "sections": recipe.output.sections}

@@ -111,7 +111,12 @@ class DataConfig(Section):
     max_test_examples: int | None = Field(None, ge=1, le=10**12)
     """Maximum number of test examples, also evenly spaced."""
     max_source_length: int = Field(512, ge=8, le=1_000_000)
-    """Maximum tokens of the whole prompt; the end of a longer dialogue is cut off, and counted."""
+    """Maximum tokens of the whole prompt; `long` determines what happens to longer dialogues."""
+    long: Literal["refuse", "truncate", "merge"] = "truncate"
+    """A longer dialogue: refuse is an error; truncate cuts its end, and counts it; merge splits it between turns into
+    pieces, and summarizes their summaries until one is left."""
+    merge_until: int = Field(0, ge=0, le=1_000_000)
+    """For `merge`: summaries that have at most this many tokens together are the answer, one per line."""
     max_target_length: int = Field(128, ge=4, le=1_000_000)
     """Maximum tokens of the summary, including the end token."""
     skip_bad: bool = False
@@ -125,6 +130,10 @@ class DataConfig(Section):
             raise ValueError(f"source {self.source!r} requires data.path")
         if self.source != "hub" and self.config is not None:
             raise ValueError("config requires source 'hub'")
+        if self.merge_until and self.long != "merge":
+            raise ValueError("merge_until requires long 'merge'")
+        if self.claims is not None and self.long != "truncate":
+            raise ValueError("claims requires long 'truncate'")
         return self
 
     def limit(self, split: Split) -> int | None:
@@ -479,7 +488,7 @@ class ServeConfig(Section):
     max_items: int = Field(64, ge=1, le=10**6)
     """Maximum number of dialogues per request."""
     max_characters: int = Field(100_000, ge=1, le=10**9)
-    """Maximum characters of a dialogue. A dialogue longer than the longest bucket is cut; the response reports it."""
+    """Maximum characters of a dialogue. data.long determines what happens to one longer than the longest bucket."""
     max_request_characters: int = Field(500_000, ge=1, le=10**9)
     """Maximum characters of a request's body, an escape such as \\u00e4 counted as one; more return 413."""
     max_body_bytes: int = Field(6 * 1024 * 1024, ge=1024, le=10**9)
@@ -566,6 +575,11 @@ class Recipe(Section):
             raise ValueError(f"data.columns.sections has {', '.join(columns) or 'no names'}; it must have {valid}")
         if names and self.data.claims is not None:
             raise ValueError("output.sections and data.claims cannot be combined: a checker writes no summaries")
+        if names and self.data.long == "merge":
+            raise ValueError(
+                "output.sections and data.long: merge cannot be combined: the sections of several summaries cannot be "
+                "merged into one; use data.long: truncate or refuse"
+            )
         if names and self.compile.greedy_steps > 1:
             raise ValueError(
                 f"compile.greedy_steps = {self.compile.greedy_steps}: such graphs choose the tokens, so that the "

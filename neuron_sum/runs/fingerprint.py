@@ -31,6 +31,8 @@ BASE, TRAINED = "the base model", "the trained model"
 DATA: dict[Split, str] = {"train": "training data", "validation": "validation data", "test": "test data"}
 
 WEIGHTS, SHARDS, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+LENGTHS = ("max_source_length", "max_target_length", "long", "merge_until")
+"""The fields of DataConfig that change no example."""
 FILES = {
     "configuration": ("config.json", "adapter_config.json"),
     "generation configuration": ("generation_config.json",),
@@ -144,7 +146,7 @@ def model_parts(fingerprint: Mapping[str, str]) -> Fingerprint:
 
 def is_same_data(one: DataConfig, other: DataConfig) -> bool:
     """Whether two recipes read the same examples."""
-    lengths = {"max_source_length": 0, "max_target_length": 0}
+    lengths = dict.fromkeys(LENGTHS)
     return one.model_copy(update=lengths) == other.model_copy(update=lengths)
 
 

@@ -15,6 +15,7 @@ from neuron_sum import __version__, console, files
 from neuron_sum.data.encoding import encode, unknown_tokens
 from neuron_sum.data.examples import Dataset
 from neuron_sum.data.layouts import Shape
+from neuron_sum.data.long_rows import training_rows
 from neuron_sum.data.rows import RowSet
 from neuron_sum.data.shapes import ShapePlan, ShapeReport, check_packing, choose_plan
 from neuron_sum.data.sources import load_dataset
@@ -28,7 +29,7 @@ from neuron_sum.models.rotary import check_positions, training_lengths
 from neuron_sum.platform import threads
 from neuron_sum.prompts import CHAT
 from neuron_sum.recipes.loading import load_resolved
-from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe
+from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe, Split
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BACKENDS: dict[str, type[Trainer]] = {"torch": TorchTrainer, "neuron": NeuronBackend}
+ENCODED: tuple[Split, ...] = ("train", "validation")
 RECORDED_PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
 
 
@@ -164,12 +166,9 @@ def _train(prepared: Prepared, started: float, *, resume: bool) -> RunFolder:
 
 def _statistics(prepared: Prepared) -> DialogueStatistics:
     """The statistics of the training data, with which `neuron-sum watch` compares requests."""
-    return training_statistics(
-        prepared.dataset["train"],
-        prepared.data.train,
-        prepared.tokenizer,
-        decoder_only=models.is_decoder_only(prepared.model.config),
-    )
+    recipe, dialogues = prepared.run.recipe, [example.dialogue for example in prepared.dataset["train"]]
+    prompts = recipe.prompt.resolve().encode(prepared.tokenizer, dialogues, recipe.data.max_source_length)
+    return training_statistics(prompts, prepared.tokenizer)
 
 
 def check_before_start(recipe: Recipe, output: Path | None, processes: int, *, resume: bool, overwrite: bool) -> None:
@@ -267,26 +266,21 @@ def prepare(
     if recipe.model.name_or_path is None:
         base.name_or_path = str(run.base.resolve())  # PEFT notes it in adapter_config.json
     config, prompt = base.config, recipe.prompt.resolve()
-    validation, training = (
-        encode(
-            dataset[split],
-            tokenizer,
-            prompt,
-            recipe.data,
-            decoder_only=decoder_only,
-            sections=recipe.output.sections,
+    rows = {split: training_rows(dataset[split], tokenizer, prompt, recipe.data) for split in ENCODED}
+    encoded = {
+        split: encode(
+            made.examples, tokenizer, prompt, recipe.data, decoder_only=decoder_only, sections=recipe.output.sections
         )
-        for split in ("validation", "train")
-    )
-    data = TrainingData(
-        train=training,
-        validation=validation if len(validation) else None,
-    )
+        for split, made in rows.items()
+    }
+    data = TrainingData(train=encoded["train"], validation=encoded["validation"] or None)
     total, limit, cut = len(dataset["train"]), recipe.data.max_source_length, data.train.sources_cut
     if prompt.has_claim:
-        rows = len(data.train)
-        console.note(f"left out: {cut:,} of {total:,} claims, whose dialogues exceed {limit} tokens; {rows:,} rows")
+        count = len(data.train)
+        console.note(f"left out: {cut:,} of {total:,} claims, whose dialogues exceed {limit} tokens; {count:,} rows")
     else:
+        if (note := rows["train"].note()) is not None:
+            console.note(note)
         console.note(
             f"truncated: {cut} of {total:,} training dialogues at {limit} tokens, "
             f"{data.train.targets_cut} summaries at {recipe.data.max_target_length}"
@@ -294,7 +288,7 @@ def prepare(
 
     for line in token_warnings(prompt, tokenizer, settings):
         console.warn(line)
-    unknown = unknown_tokens(data.train, dataset["train"], tokenizer, decoder_only=decoder_only)
+    unknown = unknown_tokens(data.train, rows["train"].examples, tokenizer, decoder_only=decoder_only)
     if (warning := unknown.warning("train")) is not None:
         console.warn(warning)
 

@@ -26,7 +26,7 @@ LEFT_HERE = (
 )
 """Names in a run's folder that a compile job does not read."""
 
-CHANGEABLE = ("compile.", "generate.", "serve.", "data.max_source_length")
+CHANGEABLE = ("compile.", "generate.", "serve.", "data.max_source_length", "data.long", "data.merge_until")
 """Prefixes of the keys that an override may change; the rest of the recipe determined the training."""
 
 

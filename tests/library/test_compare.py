@@ -205,7 +205,7 @@ def test_summarize_reads_a_file_or_standard_input(runs: Path, neuron_sum: Comman
     assert namesake.stdout == piped.stdout
     assert piped.returncode == 0, piped.stderr
     answer = json.loads(piped.stdout)
-    assert set(answer) == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    assert set(answer) == {"summary_text", "truncated", "coverage", "input_tokens", "output_tokens"}
     (runs / "dialogue.txt").write_text(dialogue)
     from_file = neuron_sum("summarize", "full", "dialogue.txt")
     assert from_file.stdout.strip() == answer["summary_text"]

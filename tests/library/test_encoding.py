@@ -84,8 +84,12 @@ def test_the_cut_keeps_as_much_as_fits() -> None:
 def test_tokenizing_only_the_start_of_a_dialogue_gives_the_same_cut(word: str, tokenizer: object) -> None:
     dialogue = " ".join(f"{word}{number % 7}" for number in range(3000))
     made = COURSE.encode(tokenizer, [dialogue, "short", dialogue[:-1]], 100)
-    whole = EncodedPrompt(COURSE._cut(tokenizer, dialogue, 100), truncated=True)
-    assert made == [whole, COURSE.encode(tokenizer, ["short"], 100)[0], whole]
+    whole, short = COURSE._cut(tokenizer, dialogue, 100)[0], COURSE.encode(tokenizer, ["short"], 100)[0]
+    assert [(each.input_ids, each.truncated) for each in made] == [
+        (whole, True),
+        (short.input_ids, False),
+        (whole, True),
+    ]
 
 
 @pytest.mark.parametrize("tokenizer", [T5, LLAMA], ids=["t5", "llama"])

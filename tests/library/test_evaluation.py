@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from neuron_sum import files
 from neuron_sum.data.examples import Example, invented_tags
+from neuron_sum.data.rounds import open_rounds
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
@@ -225,6 +226,25 @@ def test_a_summary_does_not_depend_on_the_rest_of_its_batch(config: dict[str, ob
     assert [made.summary for made in one_by_one] == [made.summary for made in together]
     assert len({made.summary for made in together}) > 1
     assert all(made.output_tokens <= 48 for made in together)
+
+
+@pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "llama"])
+def test_long_dialogues_are_summarized_in_pieces(config: dict[str, object]) -> None:
+    model, tokenizer = untrained(config)
+    settings = ["data.long=merge", "data.max_source_length=96", "generate.max_new_tokens=8"]
+    recipe, generator = load_recipe("tiny", settings), TransformersGenerator(model, tokenizer, 4)
+    texts = [example.dialogue for example in load_dataset(DataConfig())["test"][:9]]
+    dialogues = ["\n".join(texts), texts[0][:40]]
+    long, short = summarize_all(generator, tokenizer, recipe, ["a", "b"], dialogues, quiet=True)
+    [rounds] = open_rounds(recipe.prompt.resolve(), tokenizer, dialogues[:1], recipe.data)
+    assert len(rounds.prompts) > 8
+    while rounds.summary is None:
+        rows = generator.generate([prompt.input_ids for prompt in rounds.prompts], recipe.generate)
+        rounds.close([tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows])
+    assert (long.summary, long.coverage, long.truncated) == (rounds.summary, 1, False)
+    [cut] = summarize_all(generator, tokenizer, load_recipe("tiny", settings[1:]), ["a"], dialogues[:1], quiet=True)
+    assert cut.truncated and 0 < cut.coverage < 0.5
+    assert short == summarize_all(generator, tokenizer, recipe, ["b"], dialogues[1:], quiet=True)[0]
 
 
 def test_generation_resumes_after_a_kill(tmp_path: Path) -> None:

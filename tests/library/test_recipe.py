@@ -152,6 +152,9 @@ def test_paths_are_relative_to_the_file_or_to_the_current_folder(
         ("name: x\nextends: tiny\nprompt: {preset: course, template: '{dialogue}'}\n", "either preset or template"),
         ("name: x\nextends: tiny\ntrain: {fsdp: true}\nmethod: {name: lora}\n", "train.fsdp requires method full"),
         ("name: x\nextends: tiny\ndata: {source: csv}\n", "source 'csv' requires data.path"),
+        ("name: x\nextends: tiny\ndata: {long: cut}\n", "data.long = 'cut'"),
+        ("name: x\nextends: tiny\ndata: {merge_until: 9}\n", "merge_until requires long 'merge'"),
+        ("name: x\nextends: smollm2-claims\ndata: {long: refuse}\n", "claims requires long 'truncate'"),
     ],
 )
 def test_invalid_recipes_are_rejected(tmp_path: Path, text: str, expected: str) -> None:

@@ -180,6 +180,7 @@ def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headi
         (["output.sections=[a, A]"], "two sections have the heading 'A'"),
         (["output.sections=[{name: a, most: 3}]"], "output.sections.0.most: unknown key"),
         (["output.sections=['a:b']"], "output.sections.0.name = 'a:b'"),
+        (["output.sections=[a]", "data.long=merge"], "output.sections and data.long: merge cannot be combined"),
         (["output.sections=[a]", "compile.greedy_steps=4"], "compile.greedy_steps = 4: such graphs choose the tokens"),
         (["data.columns.sections={b: c}", "output.sections=[a]"], "it must have the names of output.sections: a"),
     ],

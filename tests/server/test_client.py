@@ -179,7 +179,7 @@ def test_answers_of_running_requests_are_collected_after_a_failure(far_end: FarE
         answers = client.summarize(["a", "b", "c", "d"], on_answers=lambda _: failed.set())
     assert len(far_end.seen) == 2
     answered = [answer for answer in answers if answer.answered]
-    assert answered in ([Answer("A", False, 1, 3)], [Answer("B", False, 1, 3)])
+    assert answered in ([Answer("A", False, 1, 3, 1.0)], [Answer("B", False, 1, 3, 1.0)])
     assert [answer.error.code for answer in answers if answer.error is not None] == [422, 422, 422]
 
 
@@ -228,6 +228,7 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
     assert json.loads(machine.stdout) == {
         "summary_text": "HELLO.",
         "truncated": False,
+        "coverage": 1.0,
         "input_tokens": 6,
         "output_tokens": 3,
     }
@@ -235,7 +236,14 @@ def test_a_dialogue_from_standard_input(neuron_sum: CommandLine, far_end: FarEnd
 
 def test_the_findings_of_an_answer_are_printed(neuron_sum: CommandLine, far_end: FarEnd) -> None:
     check = {"kind": "name", "text": "Anna", "start": 0, "end": 4, "message": "the name does not occur in the dialogue"}
-    answer = {"summary_text": "Anna.", "truncated": False, "input_tokens": 6, "output_tokens": 3, "checks": [check]}
+    answer = {
+        "summary_text": "Anna.",
+        "truncated": False,
+        "coverage": 1.0,
+        "input_tokens": 6,
+        "output_tokens": 3,
+        "checks": [check],
+    }
     far_end.script += [(200, [answer], {})] * 2
     made = neuron_sum("request", far_end.url, "--checks", stdin="Hello.")
     assert (made.returncode, made.stdout) == (0, "Anna.\nAnna: the name does not occur in the dialogue\n")

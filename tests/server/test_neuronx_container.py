@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from micro_models import LLAMA_CONFIG, MICRO_LLAMA
 
-from neuron_sum.errors import ModelError
+from neuron_sum.errors import ModelError, RecipeError
 from neuron_sum.platform.matrix import ENDED_CONTAINERS
 from neuron_sum.recipes.loading import load_recipe
 from serving import neuronx_container
+from serving.other_containers import check_long
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 CONTAINER = neuronx_container.CONTAINER
@@ -40,6 +41,13 @@ def trained_llama(folder: Path, *overrides: str) -> Path:
     (folder / "r.yaml").write_text(MICRO_LLAMA.replace("config: null", f"config: {json.dumps(LLAMA_CONFIG)}"))
     train(load_recipe(str(folder / "r.yaml"), [*overrides, "train.max_steps=1"]), folder / "run")
     return folder / "run"
+
+
+def test_other_containers_do_not_merge_pieces() -> None:
+    for long in ("truncate", "refuse"):
+        check_long(load_recipe("tiny", [f"data.long={long}"]), CONTAINER)
+    with pytest.raises(RecipeError, match=f"data.long = 'merge': {CONTAINER} does not split long dialogues"):
+        check_long(load_recipe("tiny", ["data.long=merge"]), CONTAINER)
 
 
 def test_a_checkpoint_is_packaged_for_the_frozen_container(

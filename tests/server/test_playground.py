@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from artifacts import with_data
 from playwright.sync_api import Browser, Page, Route, expect
 
 from neuron_sum.artifact import Artifact
@@ -159,6 +160,53 @@ def test_a_cut_dialogue_is_marked(url: str, open_page: OpenPage, faults: list[st
     assert faults == []
 
 
+def test_pieces_of_a_long_dialogue_are_shown_as_they_finish(
+    lora_artifact: Artifact, djl_serving: Path, open_page: OpenPage, faults: list[str], tmp_path: Path
+) -> None:
+    artifact = with_data(lora_artifact, tmp_path / "merging", long="merge")
+    long = "\n".join([DIALOGUE] * 40)
+    with served(artifact.path) as url:
+        request = {"inputs": long, "parameters": {"adapter": BASE}}
+        [expected] = httpx.post(f"{url}/invocations", json=request, timeout=60).json()
+        assert (expected["coverage"], expected["truncated"]) == (1, False)
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("POST", f"{url}/invocations", json=request, headers=headers, timeout=60) as response:
+            assert response.headers["content-type"] == "text/event-stream"
+            events = "".join(response.iter_text()).split("\n\n")[:-1]
+        names = [event.partition("\n")[0] for event in events]
+        assert names == ["event: piece"] * (len(names) - 1) + ["event: answer"] and len(names) > 4
+        assert json.loads(events[-1].partition("data: ")[2]) == [expected]
+        pieces = [json.loads(event.partition("data: ")[2]) for event in events[:-1]]
+        first = {piece["piece"]: piece["summary_text"] for piece in pieces if piece["round"] == 1}
+        refused = httpx.post(f"{url}/invocations", json={"inputs": " "}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs")
+
+        page = open_page(url)
+        choose(page, BASE)
+        page.evaluate(
+            """() => {
+                 const plain = window.showPiece;
+                 window.shown = [];
+                 window.showPiece = (card, piece) => {
+                   plain(card, piece);
+                   window.shown.push(`${card.querySelector(".pieces summary").textContent} ${card.ariaBusy}`);
+                 };
+               }"""
+        )
+        summarize(page, long)
+        card = page.locator(".card")
+        expect(card.locator(".text")).to_have_text(expected["summary_text"] or "(an empty summary)")
+        expect(card.locator(".pieces summary")).to_have_text(f"{len(first)} pieces")
+        shown = page.evaluate("window.shown")
+        assert shown[: len(first)] == [f"{done} of {len(first)} pieces true" for done in range(1, len(first) + 1)]
+        assert shown[-1] == f"1 of 1 summary of round {pieces[-1]['round']} true"
+        card.locator(".pieces summary").click()
+        expect(card.locator(".pieces li")).to_have_text(
+            [first[number] or "(an empty summary)" for number in sorted(first)]
+        )
+    assert [fault for fault in faults if "status of 422" not in fault] == []
+
+
 def test_adapters_change_while_the_page_is_open(
     url: str, token: dict[str, str], open_page: OpenPage, faults: list[str], micro_lora_run: Path
 ) -> None:
@@ -194,7 +242,7 @@ def test_rejections_show_the_message_of_the_server(url: str, open_page: OpenPage
 
 def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, faults: list[str]) -> None:
     said = "<img src=x onerror=\"document.title='taken'\"> & <script>document.title='taken'</script>"
-    answer = [{"summary_text": said, "truncated": False, "input_tokens": 3, "output_tokens": 4}]
+    answer = [{"summary_text": said, "truncated": False, "coverage": 1.0, "input_tokens": 3, "output_tokens": 4}]
     page = open_page(url)
     page.route("**/invoke", lambda route: route.fulfill(json=answer))
     summarize(page, DIALOGUE)
@@ -205,7 +253,13 @@ def test_a_summary_is_never_rendered_as_markup(url: str, open_page: OpenPage, fa
 
 def test_findings_are_marked_in_the_summary(url: str, open_page: OpenPage, faults: list[str]) -> None:
     check = {"kind": "name", "text": "<b>Zoe</b>", "start": 2, "end": 12, "message": "the name does not occur"}
-    answer = {"summary_text": "🙂 <b>Zoe</b> comes.", "truncated": False, "input_tokens": 3, "output_tokens": 4}
+    answer = {
+        "summary_text": "🙂 <b>Zoe</b> comes.",
+        "truncated": False,
+        "coverage": 1.0,
+        "input_tokens": 3,
+        "output_tokens": 4,
+    }
     page = open_page(url)
     bodies: list[dict[str, Any]] = []
 

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from service_requests import DIALOGUE, LIMITS, REFUSED
 
 from neuron_sum.artifact import Artifact
 from neuron_sum.errors import RecipeError
+from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.schema import ServeConfig
 from neuron_sum.runtimes.generation import StepGenerator
@@ -30,6 +33,7 @@ from serving.schema import (
     answer_type,
     media_type,
     openapi,
+    wants_events,
 )
 from serving.service import HANG_EXIT_CODE, HANG_FACTOR, Answer, Service
 from serving.worker import Worker
@@ -75,11 +79,114 @@ def test_rejected_requests_name_the_field(
 
 def test_a_single_text_and_a_list_are_answered_in_order(ask: Callable[..., Answer]) -> None:
     one = json.loads(ask({"inputs": DIALOGUE}).body)
-    assert one[0].keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    assert one[0].keys() == {"summary_text", "truncated", "coverage", "input_tokens", "output_tokens"}
     many = json.loads(ask({"inputs": [DIALOGUE, "", DIALOGUE * 60]}).body)
     assert many[0] == one[0]
     assert many[1]["error"] == {"code": 422, "message": "inputs[1] holds no text", "field": "inputs[1]"}
     assert many[2]["truncated"] and many[2]["input_tokens"] == 192
+    assert one[0]["coverage"] == 1 and 0 < many[2]["coverage"] < 0.2
+
+
+def with_data(service: Service, **settings: Any) -> Service:
+    """A service of the same model whose recipe has other settings for long dialogues."""
+    recipe = service._artifact.recipe
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=settings)})
+    generator, tokenizer, limits = service._generator, service._tokenizer, service._limits
+    return Service(replace(service._artifact, recipe=changed), generator, tokenizer, limits, Path("none"))
+
+
+def answer_of(service: Service, body: dict[str, Any]) -> Any:
+    return json.loads(asyncio.run(service.answer(json.dumps(body).encode(), JSON, None, None, "test")).body)
+
+
+def test_a_long_dialogue_is_summarized_in_pieces(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    long = "\n".join([DIALOGUE] * 60)
+    [short], [whole] = (answer_of(service, {"inputs": text}) for text in (DIALOGUE, long))
+    assert short == json.loads(ask({"inputs": DIALOGUE}).body)[0]
+    assert (whole["truncated"], whole["coverage"]) == (False, 1)
+    assert whole["input_tokens"] > 3 * 192 and whole["output_tokens"] <= 12
+    many = answer_of(service, {"inputs": [DIALOGUE, "", long], "parameters": {"checks": True}})
+    assert [many[0], many[2]] == [{**answer, "checks": many[at]["checks"]} for at, answer in ((0, short), (2, whole))]
+    assert many[1]["error"]["code"] == 422
+    generator, tokenizer, recipe = service._generator, service._tokenizer, service._artifact.recipe
+    [expected] = summarize_all(generator, tokenizer, recipe, ["a"], [long], quiet=True)
+    assert (whole["summary_text"], whole["input_tokens"]) == (expected.summary, expected.input_tokens)
+    joined = with_data(ask.service, long="merge", merge_until=10_000)  # type: ignore[attr-defined]
+    assert answer_of(joined, {"inputs": long})[0]["summary_text"].count("\n") >= 3
+
+
+def events_of(service: Service, body: object) -> list[tuple[str, Any]]:
+    """The names and contents of the server-sent events."""
+
+    async def collect() -> list[tuple[str, bool]]:
+        return [event async for event in service.stream(json.dumps(body).encode(), JSON, None, "test")]
+
+    events = asyncio.run(collect())
+    assert [last for _, last in events] == [False] * (len(events) - 1) + [True]
+    found = [re.fullmatch(r"event: (\w+)\ndata: (.*)\n\n", text) for text, _ in events]
+    return [(match[1], json.loads(match[2])) for match in found if match is not None]
+
+
+def test_finished_pieces_are_events_before_the_answer(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    long = "\n".join([DIALOGUE] * 60)
+    *pieces, last = events_of(service, {"inputs": [DIALOGUE, long]})
+    assert last == ("answer", answer_of(service, {"inputs": [DIALOGUE, long]}))
+    assert {(name, content["input"]) for name, content in pieces} == {("piece", 1)}
+    by_round: dict[int, list[Any]] = {}
+    for _, piece in pieces:
+        by_round.setdefault(piece["round"], []).append(piece)
+    assert list(by_round) == [*range(1, len(by_round) + 1)] and len(by_round) > 1
+    for made in by_round.values():
+        assert sorted(piece["piece"] for piece in made) == [*range(1, made[0]["pieces"] + 1)]
+    assert by_round[len(by_round)][0]["summary_text"] == last[1][1]["summary_text"]
+    assert events_of(service, {"inputs": DIALOGUE}) == [("answer", answer_of(service, {"inputs": DIALOGUE}))]
+    with pytest.raises(ServiceError, match="inputs holds no text"):
+        events_of(service, {"inputs": " "})
+
+
+def test_an_error_after_the_first_piece_is_an_event(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+
+    def late(self: object, summaries: object) -> None:
+        raise service._late()
+
+    monkeypatch.setattr("serving.service.Rounds.close", late)
+    *pieces, last = events_of(service, {"inputs": "\n".join([DIALOGUE] * 60)})
+    assert pieces and all(name == "piece" for name, _ in pieces)
+    assert (last[0], last[1]["error"]["code"]) == ("error", 503)
+
+
+def test_a_request_accepts_events_by_name() -> None:
+    assert wants_events("text/html, Text/Event-Stream; q=1") and wants_events("text/event-stream")
+    assert not any(map(wants_events, (None, "", "*/*", JSON)))
+
+
+def test_a_failing_piece_is_the_error_of_its_dialogue(
+    ask: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = with_data(ask.service, long="merge")  # type: ignore[attr-defined]
+    body = {"inputs": [DIALOGUE, "\n".join([DIALOGUE] * 60)], "parameters": {"adapter": "base"}}
+    monkeypatch.setattr(service.adapters, "check", lambda name: None)
+    answers = answer_of(service, {**body, "parameters": {"adapter": "gone"}})
+    assert [answer["error"]["code"] for answer in answers] == [404, 404]
+    assert all("summary_text" in answer for answer in answer_of(service, body))
+
+
+def test_a_long_dialogue_can_be_refused(ask: Callable[..., Answer]) -> None:
+    service = with_data(ask.service, long="refuse")  # type: ignore[attr-defined]
+    good, bad = answer_of(service, {"inputs": [DIALOGUE, DIALOGUE * 60]})
+    assert good == json.loads(ask({"inputs": DIALOGUE}).body)[0]
+    assert (bad["error"]["code"], bad["error"]["field"]) == (422, "inputs[1]")
+    assert re.match(
+        r"inputs\[1\]: the dialogue has [\d,]+ tokens with the prompt; data.long=refuse allows 192; send a shorter",
+        bad["error"]["message"],
+    )
+    with pytest.raises(ServiceError, match="inputs: the dialogue has"):
+        answer_of(service, {"inputs": DIALOGUE * 60})
 
 
 def test_every_content_type_is_answered_in_that_type(ask: Callable[..., Answer]) -> None:

@@ -131,7 +131,7 @@ def test_sagemaker_calls_ping_and_invocations(endpoint: Endpoint) -> None:
     answer = endpoint.post({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 3}})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     [summary] = answer.json()
-    assert summary.keys() == {"summary_text", "truncated", "input_tokens", "output_tokens"}
+    assert summary.keys() == {"summary_text", "truncated", "coverage", "input_tokens", "output_tokens"}
     assert summary["output_tokens"] <= 3
     text = endpoint.post(DIALOGUE, "text/plain")
     assert (text.status_code, text.headers["content-type"]) == (200, "text/plain; charset=utf-8")
@@ -159,6 +159,7 @@ def test_json_lines_of_dialogsum_match_summarize(
         {
             "summary_text": made.summary,
             "truncated": made.truncated,
+            "coverage": pytest.approx(made.coverage, abs=1e-4),
             "input_tokens": made.input_tokens,
             "output_tokens": made.output_tokens,
         }

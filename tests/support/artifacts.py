@@ -1,6 +1,7 @@
 """Adapters and artifacts that several test files create or change."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import peft
 import torch
 from transformers import PreTrainedModel
 
-from neuron_sum.artifact import Artifact, open_artifact, write_manifest
+from neuron_sum.artifact import RECIPE, Artifact, hash_files, open_artifact, write_manifest
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.models.families import family_of
@@ -100,3 +101,12 @@ def assert_adapters_are_swapped_under_load(artifact: Artifact, run: Path, folder
         assert [first, third] in ([expected[name][0], expected[name][2]] for name in "ab")
     generator.adapters.load("swapped", folders["b"])
     assert ask()[0] == expected["b"][0]
+
+
+def with_data(artifact: Artifact, folder: Path, **settings: Any) -> Artifact:
+    """A copy of an artifact whose recipe has other settings of the data section."""
+    shutil.copytree(artifact.path, folder)
+    data = artifact.recipe.data.model_copy(update=settings)
+    (folder / RECIPE).write_text(artifact.recipe.model_copy(update={"data": data}).to_yaml())
+    write_manifest(folder, artifact.manifest.model_copy(update={"files": hash_files(folder)}))
+    return open_artifact(folder)

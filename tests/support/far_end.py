@@ -77,7 +77,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def capitals(dialogues: list[str]) -> list[dict[str, Any]]:
     return [
-        {"summary_text": text.upper(), "truncated": len(text) > 20, "input_tokens": len(text), "output_tokens": 3}
+        {
+            "summary_text": text.upper(),
+            "truncated": len(text) > 20,
+            "coverage": 1.0,
+            "input_tokens": len(text),
+            "output_tokens": 3,
+        }
         if text.strip()
         else {"error": {"code": 422, "message": f"inputs[{place}] holds no text", "field": f"inputs[{place}]"}}
         for place, text in enumerate(dialogues)

@@ -167,6 +167,7 @@ def step_flops(recipe: Recipe, config: "PretrainedConfig", shape: Shape) -> int:
 def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape, str] | None:
     """Rows of an epoch and their shape in the shape plan, if data and tokenizer are on this machine."""
     from neuron_sum.data.encoding import encode
+    from neuron_sum.data.long_rows import training_rows
     from neuron_sum.data.shapes import choose_plan, longest_row
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.models import base as models
@@ -181,14 +182,9 @@ def counted_rows(recipe: Recipe, config: "PretrainedConfig") -> tuple[int, Shape
     except NeuronSumError:  # not on this machine: the caller has alternatives
         return None
     recipe = render_chat(recipe, tokenizer)
-    encoded = encode(
-        dataset["train"],
-        tokenizer,
-        recipe.prompt.resolve(),
-        recipe.data,
-        decoder_only=decoder_only,
-        sections=recipe.output.sections,
-    )
+    prompt, sections = recipe.prompt.resolve(), recipe.output.sections
+    rows = training_rows(dataset["train"], tokenizer, prompt, recipe.data)
+    encoded = encode(rows.examples, tokenizer, prompt, recipe.data, decoder_only=decoder_only, sections=sections)
     plan = choose_plan(recipe, encoded, None, decoder_only=decoder_only, devices=INSTANCES[INSTANCE].neuron_cores)
     longest = longest_row(recipe, decoder_only=decoder_only)
     shape = Shape(plan.source_len, plan.target_len) if plan.shapes else longest
