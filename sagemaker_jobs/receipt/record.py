@@ -145,13 +145,12 @@ class RecordFile:
             RunError: If there is no receipt to continue, or one without `resume`, or one of another account, or the
                 file is damaged.
         """
-        quoted = console.quote(self.folder)
         if resume != self.path.exists():
             if resume:
                 raise RunError(f"{self.folder} has no receipt to continue", "omit --resume, or correct --output")
             raise RunError(
                 f"{self.folder} already has a receipt",
-                f"continue it with `neuron-sum aws receipt --resume --output {quoted}`, or use another --output",
+                f"continue it with `neuron-sum aws receipt --resume --output {console.quote(self.folder)}`, or use another --output",
             )
         if not resume:
             return Record(
