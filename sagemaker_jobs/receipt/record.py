@@ -150,7 +150,8 @@ class RecordFile:
                 raise RunError(f"{self.folder} has no receipt to continue", "omit --resume, or correct --output")
             raise RunError(
                 f"{self.folder} already has a receipt",
-                f"continue it with `neuron-sum aws receipt --resume --output {console.quote(self.folder)}`, or use another --output",
+                f"continue it with `neuron-sum aws receipt --resume --output {console.quote(self.folder)}`, or use "
+                "another --output",
             )
         if not resume:
             return Record(
