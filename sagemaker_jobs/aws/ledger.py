@@ -83,7 +83,9 @@ class Ledger:
     def entries(self) -> list[Entry]:
         """All resources ever recorded, in the order of their first intents; skips damaged lines with a warning."""
         known: dict[tuple[str, str], Entry] = {}
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        *lines, last = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        if _entry(last) is not None:  # only its newline is missing
+            lines.append(last)
         for number, content in enumerate(lines, 1):
             if (entry := _entry(content)) is None:
                 console.warn(f"{self.path}:{number} is damaged; a resource that only this line records is not found")
