@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -74,7 +74,7 @@ class Agreement:
         pairs: The number of these pairs.
         same: The percentage of two ratings of a pair that are the same; None without such pairs.
         alpha: Krippendorff's alpha for nominal values (one system, the other, equal, both bad), for any number of
-            raters per pair; None without such pairs, or if all ratings of each two systems are the same.
+            raters per pair; None without such pairs, or if all ratings are "equal" or all are "both bad".
     """
 
     pairs: int
@@ -206,23 +206,23 @@ def _mean(values: Values, config: EvaluateConfig) -> Interval:
 def _agreement(rated: Iterable[_Rated]) -> Agreement:
     """See Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, section C.
 
-    The disagreement by chance is that within each two systems, so that the order of the systems does not matter.
+    In the disagreement by chance, both systems of a pair are preferred equally often, because raters do not know them
+    and their sides are random. Otherwise, alpha would depend on which system is the first in each pair.
     """
     several = [each for each in rated if len(each.values) > 1]
     twos = [two for each in several for two in combinations(each.values.values(), 2)]
     same = 100 * sum(first == second for first, second in twos) / len(twos) if twos else None
-    by_systems: dict[tuple[str, str], list[str]] = {}
-    for each in several:
-        by_systems.setdefault(each.pair.systems, []).extend(each.values.values())
-    observed = sum(_disagreement(each.values.values()) for each in several)
-    expected = sum(_disagreement(values) for values in by_systems.values())
+    observed = sum(_disagreement(Counter(each.values.values())) for each in several)
+    counts = Counter(value for each in several for value in each.values.values())
+    half = (counts[FIRST] + counts[SECOND]) / 2
+    expected = _disagreement({**counts, FIRST: half, SECOND: half}) if several else 0
     return Agreement(len(several), same, 1 - observed / expected if expected else None)
 
 
-def _disagreement(values: Collection[str]) -> float:
+def _disagreement(counts: Mapping[str, float]) -> float:
     """The number of ordered pairs of different values, divided by the number of values minus one."""
-    count = len(values)
-    return (count**2 - sum(number**2 for number in Counter(values).values())) / (count - 1)
+    count = sum(counts.values())
+    return (count**2 - sum(number**2 for number in counts.values())) / (count - 1)
 
 
 def _correlations(rated: Sequence[_Rated], config: EvaluateConfig) -> dict[str, Interval]:

@@ -236,15 +236,33 @@ def test_alpha_is_that_of_krippendorffs_example(folder: Path) -> None:
     assert found.pairs == 11 and found.alpha == pytest.approx(0.743, abs=5e-4)
 
 
-def test_agreement_needs_two_raters_and_two_values(folder: Path) -> None:
+def test_agreement_needs_two_raters(folder: Path) -> None:
     session = session_of(folder)
     rate_all(session, "Ann", "longer")
     assert results(folder)["agreement"] == {"pairs": 0, "same": None, "alpha": None}
     rate_all(session, "Bob", "longer", count=5)
-    assert results(folder)["agreement"] == {"pairs": 5, "same": 100.0, "alpha": None}
+    assert results(folder)["agreement"] == {"pairs": 5, "same": 100.0, "alpha": 1.0}
     rate_all(session, "Bob", "equal", count=5)
-    # observed disagreement 10 / 20; expected 2 * 15 * 5 / (20 * 19)
-    assert results(folder)["agreement"] == {"pairs": 10, "same": 50.0, "alpha": pytest.approx(1 - 0.5 / (150 / 380))}
+    # Of 20 values, 15 prefer the second system, by chance 7.5 either, and 5 are equal.
+    alpha = 1 - (10 / 20) / ((20**2 - 2 * 7.5**2 - 5**2) / (20 * 19))
+    assert results(folder)["agreement"] == {"pairs": 10, "same": 50.0, "alpha": pytest.approx(alpha)}
+
+
+def test_agreement_has_no_alpha_if_all_pairs_are_equal(folder: Path) -> None:
+    for rater in ("Ann", "Bob"):
+        rate_all(session_of(folder), rater, "equal")
+    assert results(folder)["agreement"] == {"pairs": 12, "same": 100.0, "alpha": None}
+
+
+def test_alpha_of_random_choices_is_about_zero(tmp_path: Path) -> None:
+    pairs = pairs_of(read_texts(comparison(tmp_path / "many", 1000)))
+    choices = np.random.default_rng(1).choice(
+        ("first", "second", "equal", "both bad"), (1000, 3), p=(0.4, 0.4, 0.1, 0.1)
+    )
+    rated = [
+        _Rated(pair, dict(zip("abc", map(str, row), strict=True))) for pair, row in zip(pairs, choices, strict=True)
+    ]
+    assert _agreement(rated).alpha == pytest.approx(0, abs=0.05)
 
 
 def test_the_order_of_the_systems_does_not_matter(tmp_path: Path) -> None:
