@@ -6,7 +6,7 @@ nothing else, and `aws down` looks for nothing else.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -166,6 +166,15 @@ def run_prefix(run: Run) -> str:
 def capture_prefix(run: Run) -> str:
     """Return the prefix of the keys of the requests that SageMaker captures from a run's endpoint."""
     return f"{CAPTURED}{run.id}/"
+
+
+def last_attempt(names: Iterable[str]) -> int:
+    """Return the highest attempt number in the names of a run's jobs of one kind; 0 without a name.
+
+    A request that AWS refused for want of capacity leaves a gap, so that the number of jobs can be smaller.
+    """
+    found = (re.search(r"-[a-z]+-(\d+)$", name) for name in names)
+    return max((int(match.group(1)) if match else 1 for match in found), default=0)
 
 
 def run_of(name: str) -> str | None:

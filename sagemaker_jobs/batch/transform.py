@@ -10,7 +10,7 @@ from neuron_sum import files
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import Run, run_prefix
+from sagemaker_jobs.aws.names import Run, last_attempt, run_prefix
 from sagemaker_jobs.batch.inputs import MAX_PAYLOAD_MB, Texts, count_lines, list_objects
 from sagemaker_jobs.endpoint import sources as endpoint_sources
 from sagemaker_jobs.endpoint.launch import model_call
@@ -139,10 +139,10 @@ def launch(
     return Launch(run, stack, calls, tuple(each for each in (source.channel, texts.channel) if each is not None))
 
 
-def attempts_of(account: Account, run: Run) -> int:
-    """The number of transform jobs that a run has had, with any status."""
+def next_attempt(account: Account, run: Run) -> int:
+    """The attempt number of a run's next transform job; SageMaker accepts the name of a job only once."""
     listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))
-    return sum(1 for _ in listing)
+    return last_attempt(job["TransformJobName"] for job in listing) + 1
 
 
 def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:

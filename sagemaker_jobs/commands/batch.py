@@ -59,7 +59,7 @@ def batch(
             "may be too old for the image: try a small input first"
         )
     run = model.run or new_run("batch")
-    attempt = 1 if reader is None or model.run is None else batches.attempts_of(reader, run) + 1
+    attempt = 1 if reader is None or model.run is None else batches.next_attempt(reader, run)
     image = options.image
     if image is None:
         image = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.schema import Recipe
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run
+from sagemaker_jobs.aws.names import PREFIX, RECIPE_TAG, RUN_TAG, Run, last_attempt
 from sagemaker_jobs.cleanup.kinds import TRAINING, TRANSFORM, JobKind
 from sagemaker_jobs.jobs.follow import VERIFY, Job, describe
 from sagemaker_jobs.jobs.requests import (
@@ -196,7 +196,7 @@ def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
                 f"Wait for it with `neuron-sum aws status {run.id} --follow` or stop it with "
                 f"`neuron-sum aws down {run.id}`.",
             )
-    return len(jobs_of(account, run, stage)) + 1
+    return last_attempt(jobs_of(account, run, stage)) + 1
 
 
 def jobs_of(account: Account, run: Run, stage: str, **filters: str) -> list[str]:

@@ -92,6 +92,26 @@ def test_status_follow_reports_a_shortage_with_a_hint(aws: AwsServer) -> None:
     assert "found no free instances: CapacityError" in error and "--instance A,B" in error
 
 
+@pytest.mark.parametrize("command", ["train", "compile", "batch"])
+def test_a_job_after_a_refused_attempt_has_a_new_number(aws: AwsServer, command: str) -> None:
+    """SageMaker rejects a used name, and the earlier job would be followed as if it were the new one."""
+    train = (*TRAIN, "--instance", FIRST, "--every", "0.01", "--json")
+    run = told(neuron_sum(*train))["run"]
+    words: tuple[str, ...] = (*train, "--resume", run)
+    if command != "train":
+        words = ("aws", "compile", run, "--target", "cpu", "--wheelhouse", "wheels", *train[-5:])
+    if command == "batch":
+        told(neuron_sum(*words))
+        words = ("aws", "batch", run, "texts.jsonl", *train[-5:])
+    aws.script.shortages, aws.script.shortage_at = {FIRST: 1}, "create"
+    jobs = [told(neuron_sum(*words, "--instance", f"{FIRST},{SECOND}"))["job"]]
+    for _ in range(2):
+        folder = ("--output", f"answers-{len(jobs)}") if command == "batch" else ()
+        jobs.append(told(neuron_sum(*words, *folder))["job"])
+    first = 3 if command == "train" else 2
+    assert jobs == [f"neuron-sum-{run}-{command}-{number}" for number in range(first, first + 3)]
+
+
 def test_a_spot_job_that_waited_in_vain_is_a_shortage(aws: AwsServer) -> None:
     aws.script.shortages, aws.script.shortage_at = {FIRST: 1}, "wait"
     result = told(neuron_sum(*TRAIN, *BOTH, "--max-wait-hours", "5", "--json"))
