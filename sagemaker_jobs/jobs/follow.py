@@ -82,6 +82,11 @@ class Job:
         return self.status in ENDED
 
     @property
+    def started(self) -> bool:
+        """Whether its instances started; from then on they are billed (botocore, TrainingStartTime)."""
+        return f"{self.kind.noun.removesuffix('Job')}StartTime" in self.described
+
+    @property
     def model(self) -> str | None:
         """The S3 address of the model of a completed job."""
         artifacts = self.described.get("ModelArtifacts") or {}
@@ -153,9 +158,8 @@ def follow(
 def _unsuccessful(job: Job, log: Log | None) -> AwsError:
     reason = " ".join(str(job.described.get("FailureReason", "")).split())
     stage, hint = re.search(r"-([a-z]+)(-\d+)?$", job.name), None
-    # A spot job that waited in vain has no time at which its instances started.
-    waited = job.stage == "MaxWaitTimeExceeded" and "TrainingStartTime" not in job.described
-    if is_shortage(reason) or waited:
+    # A job that ran is not repeated: the cost of all attempts could exceed the maximum.
+    if not job.started and (is_shortage(reason) or job.stage == "MaxWaitTimeExceeded"):
         return NoCapacity(
             f"{job.name} found no free instances: {reason or 'the maximum wait passed before it started'}",
             "Start it again with further types, such as --instance A,B.",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from aws_faults import hasten
 from aws_inputs import add_images, archive, failed, told
-from aws_script import ACCOUNT, REGION
+from aws_script import ACCOUNT, NO_CAPACITY, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
 
@@ -171,6 +171,14 @@ def test_an_attempt_that_cannot_be_rolled_back_is_the_last(aws: AwsServer) -> No
 def test_another_failure_is_final(aws: AwsServer, reason: str) -> None:
     aws.script.end, aws.script.reason = "Failed", reason
     assert reason in failed(neuron_sum(*TRAIN, *BOTH))
+    assert aws.script.launched == [FIRST]
+
+
+@pytest.mark.parametrize("name", ["train", "batch"])
+def test_a_job_that_ran_before_the_shortage_is_not_repeated(aws: AwsServer, name: str) -> None:
+    """Its hours are billed; with another attempt, the cost could exceed --max-usd."""
+    aws.script.end, aws.script.reason = "Failed", NO_CAPACITY
+    assert f"failed: {NO_CAPACITY}" in failed(neuron_sum(*COMMANDS[name], *BOTH, "--max-usd", "4"))
     assert aws.script.launched == [FIRST]
 
 

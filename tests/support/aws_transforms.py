@@ -54,7 +54,8 @@ def patch(script: Callable[[], Script]) -> None:
                 _answer(job, script().transformed)
             _end(job, script().end)
         response = job.response_object
-        for key in ("Looks", "Short", "Tags", "LabelingJobArn", "AutoMlJobArn"):
+        start = ["TransformStartTime"] if job.short else []
+        for key in ("Looks", "Short", "Tags", "LabelingJobArn", "AutoMlJobArn", *start):
             response.pop(key, None)
         return ActionResult(response)
 
