@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.errors import AwsError
 from sagemaker_jobs.launch.options import EveryOption, OfflineOption, RegionOption, RequestsOption, StartOptions
 
 
@@ -49,8 +48,6 @@ def register(
 
     name = registry.group_name(group)
     given = [registry.read_scores(path) for path in scores or ()]
-    if len({each.path.name for each in given}) < len(given):
-        raise AwsError("two files of --scores have the same name", "Rename one of them.")
     account, stack = session.caller(StartOptions(region=region, every=every, offline=offline, dry_run=dry_run))
     reader = None if dry_run and stack.site.account == ANY_ACCOUNT else account
     model = sources.find_source(source, reader, stack)

@@ -15,6 +15,7 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import NAME_LIMIT, PREFIX, RUN_TAG, Run, bucket_and_key, tags
 from sagemaker_jobs.cleanup.registered import REGISTRY, is_ours
 from sagemaker_jobs.endpoint.sources import Source
+from sagemaker_jobs.launch.channels import DIGEST_DIGITS
 from sagemaker_jobs.stack.stack import Request, Stack
 
 GROUP = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
@@ -74,6 +75,10 @@ class Registration:
         """The prefix of the keys of its files."""
         return f"{REGISTRY}{self.group}/{self.digest}/"
 
+    def key_of(self, scores: Scores) -> str:
+        """The key of a file of scores, with a hash of its content: another version of the model may have others."""
+        return f"{self.prefix}{files.sha256(scores.path)[:DIGEST_DIGITS]}/{scores.path.name}"
+
 
 def group_name(text: str) -> str:
     """The full name of a group, with neuron-sum's prefix, which the policy of callers requires.
@@ -125,7 +130,7 @@ def digest_of(source: Source, account: Account | None) -> str:
         bucket, key = bucket_and_key(source.address)
         found = account.call("s3", "head_object", Bucket=bucket, Key=key)
         text = f"{found['ETag']} {found['ContentLength']}"
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def create_group(group: str) -> Request:
@@ -147,14 +152,14 @@ def create_package(registration: Registration, stack: Stack) -> Request:
     address = f"s3://{stack.bucket}/{registration.prefix}"
     metrics = {}
     if registration.scores:
-        first = registration.scores[0].path
+        first = registration.scores[0]
         metrics = {
             "ModelMetrics": {
                 "ModelQuality": {
                     "Statistics": {
                         "ContentType": JSON,
-                        "ContentDigest": f"sha256:{files.sha256(first)}",
-                        "S3Uri": f"{address}{first.name}",
+                        "ContentDigest": f"sha256:{files.sha256(first.path)}",
+                        "S3Uri": f"s3://{stack.bucket}/{registration.key_of(first)}",
                     }
                 }
             }
@@ -262,7 +267,7 @@ def register(account: Account, stack: Stack, registration: Registration) -> dict
     text = json.dumps(dict(registration.manifest), indent=2).encode()
     account.call("s3", "put_object", Bucket=bucket, Key=f"{prefix}manifest.json", Body=text, **owner)
     for scores in registration.scores:
-        account.upload(scores.path, bucket, prefix + scores.path.name, owner)
+        account.upload(scores.path, bucket, registration.key_of(scores), owner)
     arn = account.call("sagemaker", "create_model_package", **create_package(registration, stack))["ModelPackageArn"]
     while True:
         found = account.call("sagemaker", "describe_model_package", ModelPackageName=arn)

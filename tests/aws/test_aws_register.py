@@ -1,5 +1,6 @@
 """`neuron-sum aws register`: a version of a model package group, which keeps its model, image and scores."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from aws_inputs import BUCKET, CPU, IMAGE, RUN, add_images, archive, compiled, d
 from aws_script import ACCOUNT, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
+
+from neuron_sum import files
 
 SCORES = {"ROUGE-1": {"value": 42.1, "low": 41.0, "high": 43.2}, "ROUGE-2": {"value": 18.0, "low": 17.0, "high": 19.0}}
 METRICS = {"system": "tiny", "data": "DialogSum", "split": "test", "examples": 500, "scores": SCORES}
@@ -46,9 +49,10 @@ def test_a_version_has_the_image_the_model_the_scores_and_a_card(aws: AwsServer)
     assert container["Image"] == digest_of(aws) and container["ImageDigest"] == digest_of(aws).partition("@")[2]
     assert container["ModelDataUrl"] == f"{made['files']}model.tar.gz"
     prefix = made["files"].removeprefix(f"s3://{BUCKET}/")
-    assert objects(aws) == {f"{prefix}{name}" for name in ("model.tar.gz", "manifest.json", "metrics.json")}
+    scores = f"{prefix}{files.sha256(Path('metrics.json'))[:20]}/metrics.json"
+    assert objects(aws) == {f"{prefix}model.tar.gz", f"{prefix}manifest.json", scores}
     statistics = package["ModelMetrics"]["ModelQuality"]["Statistics"]
-    assert statistics["S3Uri"] == f"{made['files']}metrics.json" and statistics["ContentDigest"].startswith("sha256:")
+    assert statistics["S3Uri"] == f"s3://{BUCKET}/{scores}"
     card = json.loads(package["ModelCard"]["ModelCardContent"])
     [evaluation] = card["evaluation_details"]
     assert evaluation["name"] == "tiny on DialogSum"
@@ -96,6 +100,20 @@ def test_versions_count_and_may_be_approved(aws: AwsServer) -> None:
     approved = told(neuron_sum(*REGISTER, "--approve", "--json"))
     assert (approved["version"], approved["approval"]) == (2, "Approved")
     assert aws.calls.count("sagemaker.CreateModelPackageGroup") == 1
+
+
+def test_a_version_keeps_its_scores_when_the_model_is_registered_again(aws: AwsServer) -> None:
+    versions = [told(neuron_sum(*REGISTER, "--scores", "metrics.json", "--json"))]
+    other = Path("validation") / "metrics.json"
+    other.parent.mkdir()
+    other.write_text(json.dumps({**METRICS, "split": "validation"}))
+    versions.append(told(neuron_sum(*REGISTER, "--scores", str(other), "--scores", "metrics.json", "--json")))
+    assert versions[0]["files"] == versions[1]["files"]
+    for version in versions:
+        statistics = described(aws, version)["ModelMetrics"]["ModelQuality"]["Statistics"]
+        bucket, _, key = statistics["S3Uri"].removeprefix("s3://").partition("/")
+        content = aws.boto3("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+        assert statistics["ContentDigest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def test_a_registered_model_survives_down_and_can_be_deployed(aws: AwsServer) -> None:
