@@ -81,12 +81,13 @@ def image_digests(account: Account) -> set[str]:
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    found = set()
+    found: set[str | None] = set()
     for entry in registered(account):
-        package = account.call("sagemaker", "describe_model_package", ModelPackageName=entry.arn)
-        for container in package["InferenceSpecification"]["Containers"]:
-            found.add(container["Image"].partition("@")[2])
-    return found
+        # Others may have deleted it meanwhile, or registered a version without an image, or with a tag and a digest.
+        package = account.find("sagemaker", "describe_model_package", ModelPackageName=entry.arn) or {}
+        for container in package.get("InferenceSpecification", {}).get("Containers", []):
+            found |= {container.get("ImageDigest"), container.get("Image", "").partition("@")[2]}
+    return {digest for digest in found if digest}
 
 
 def is_ours(account: Account, arn: str) -> bool:

@@ -134,6 +134,21 @@ def test_a_registered_model_survives_down_and_can_be_deployed(aws: AwsServer) ->
     assert told(neuron_sum(*words))["status"] == "InService"
 
 
+def test_a_version_of_others_stops_no_cleanup(aws: AwsServer) -> None:
+    """A version may have no image, or one by its tag; images of models are kept by their digest."""
+    told(neuron_sum(*REGISTER, "--json"))
+    sagemaker, older = aws.boto3("sagemaker"), f"{IMAGE.rpartition(':')[0]}:cpu-000000000000"
+    containers = [{"Image": older, "ImageDigest": digest_of(aws, older).partition("@")[2]}]
+    for specification in ({}, {"InferenceSpecification": {"Containers": containers}}):
+        sagemaker.create_model_package(ModelPackageGroupName=GROUP, **specification)
+    down = neuron_sum("aws", "down", "--all", "--artifacts", "--every", "0.01")
+    assert down.exit_code == 0 and f"{GROUP} version 3" in " ".join(down.stdout.split())
+    images = aws.boto3("ecr").describe_images(repositoryName="neuron-sum")["imageDetails"]
+    assert {image["imageDigest"] for image in images} == {
+        digest_of(aws, uri).partition("@")[2] for uri in (IMAGE, older)
+    }
+
+
 def test_setup_delete_names_the_entries_that_stay(aws: AwsServer) -> None:
     told(neuron_sum(*REGISTER, "--json"))
     aws.script.policies = None  # of an administrator

@@ -21,15 +21,16 @@ def patch(script: Callable[[], Script]) -> None:
         # "In this case, you cannot supply a tag argument" (botocore, CreateModelPackage, Tags).
         if self._get_param("ModelPackageGroupName") and self._get_param("Tags"):
             raise refuse("ValidationException", "Tags cannot be set on a model version, only on its group.")
-        for container in self._get_param("InferenceSpecification")["Containers"]:
-            if not _object_exists(container["ModelDataUrl"]):
+        for container in (self._get_param("InferenceSpecification") or {}).get("Containers", []):
+            if "ModelDataUrl" in container and not _object_exists(container["ModelDataUrl"]):
                 raise refuse("ValidationException", f"Could not find model data at {container['ModelDataUrl']}.")
             if not image_exists(container["Image"]):
                 raise refuse("ValidationException", f"Requested image {container['Image']} not found.")
         made = _create(self)
         package = list(self.sagemaker_backend.model_packages.values())[-1]
         package.card, package.looks = self._get_param("ModelCard"), 0
-        json.loads(package.card["ModelCardContent"])
+        if package.card is not None:
+            json.loads(package.card["ModelCardContent"])
         package.failing = script().package_failure
         return made
 
@@ -37,7 +38,7 @@ def patch(script: Callable[[], Script]) -> None:
         answer = _describe(self)
         package = self.sagemaker_backend.describe_model_package(self._get_param("ModelPackageName"))
         package.looks += 1
-        found = {**answer.result, "ModelCard": package.card}
+        found = {**answer.result, **({"ModelCard": package.card} if package.card is not None else {})}
         # A package is validated after the answer.
         if package.looks == 1:
             found["ModelPackageStatus"] = "InProgress"
