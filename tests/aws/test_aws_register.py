@@ -156,6 +156,7 @@ def test_setup_delete_names_the_entries_that_stay(aws: AwsServer) -> None:
     said = " ".join(made.stdout.split())
     assert made.exit_code == 0, made.stderr
     assert f"stays: {GROUP} version 1" in said and "kept: the bucket" in said and "kept: the repository" in said
+    assert "deletes the contents" not in said
 
 
 def test_a_model_package_that_fails_is_an_error_with_its_reason(aws: AwsServer) -> None:
