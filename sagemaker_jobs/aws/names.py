@@ -21,9 +21,9 @@ RECIPE_TAG = "neuron-sum-recipe"
 NAME_LIMIT = 63
 """Maximum length of the name of a training job, model, endpoint or bucket."""
 
-SLUG_LIMIT = 20
-"""Maximum length of the recipe's part of a run id, so that the longest name, that of the schedule for a run's 99th
-batch, has the 64 characters that Scheduler allows."""
+SLUG_LIMIT = 18
+"""Maximum length of the recipe's part of a run id, so that the longest name, that of the schedule for a run's 9,999th
+batch, has the 64 characters that Scheduler allows; while AWS lacks capacity, each attempt has the next number."""
 
 TAG_LIMIT = 256
 NOT_IN_TAGS = r"[^\p{L}\p{Z}\p{N}_.:/=+\-@]"

@@ -160,8 +160,8 @@ def test_a_launch_of_an_endpoint_is_valid_tagged_and_under_its_cap(
 def test_two_runs_share_no_names_or_addresses(one: Run, other: Run) -> None:
     for kind in ("train", "compile", "model", "config", "endpoint", "expiry", "batch", "build"):
         assert one.name(kind) != other.name(kind)
-        assert len(one.name(kind, 99)) <= 63
-    assert len(one.name("batch-model", 99)) <= 63 and len(one.name("batch-expiry", 99)) <= 64
+        assert len(one.name(kind, 9999)) <= 63
+    assert len(one.name("batch-model", 9999)) <= 63 and len(one.name("batch-expiry", 9999)) <= 64
     assert not STACK.output(one).startswith(STACK.output(other))
     assert not STACK.checkpoints(one).startswith(STACK.checkpoints(other))
 
