@@ -138,8 +138,9 @@ def pin(account: Account | None, stack: Stack, uri: str) -> str:
         acceptedMediaTypes=[*MANIFESTS],
     )
     if answer is None or not answer["images"]:
+        reasons = [each["failureReason"] for each in (answer or {}).get("failures", []) if "failureReason" in each]
         raise AwsError(
-            f"the image {uri} was not found",
+            f"the image {uri} was not found{''.join(f': {reason}' for reason in reasons)}",
             "Run `neuron-sum aws image` to build one, or use --image with an image of this registry.",
         )
     return f"{match.group()}@{answer['images'][0]['imageId']['imageDigest']}"

@@ -71,7 +71,9 @@ def test_a_transform_names_the_digest(aws: AwsServer) -> None:
 def test_a_digest_is_kept_and_an_unknown_tag_is_an_error(aws: AwsServer) -> None:
     pinned = digest_of(aws)
     assert training_image(aws, *TRAIN, "--image", pinned) == pinned
-    assert f"the image {IMAGE}c was not found" in failed(neuron_sum(*TRAIN, "--image", f"{IMAGE}c"))
+    assert f"the image {IMAGE}c was not found: Requested image not found" in failed(
+        neuron_sum(*TRAIN, "--image", f"{IMAGE}c")
+    )
     missing = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/neuron-sum-none:1"
     assert "was not found" in failed(neuron_sum(*TRAIN, "--image", missing))
     unknown = f"{pinned[:-8]}00000000"
