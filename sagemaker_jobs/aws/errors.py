@@ -44,7 +44,8 @@ NO_IMAGE = re.compile(
     r"(image|repository)\b.*(does not exist|not found|cannot be found)|RepositoryNotFound|ImageNotFound", re.IGNORECASE
 )
 SHORTAGE = re.compile(
-    r"CapacityError|Insufficient(Instance)?Capacity|Unable to provision requested (ML )?compute capacity", re.IGNORECASE
+    r"CapacityError|Insufficient ?(Instance ?)?Capacity|Unable to provision requested (ML )?compute capacity",
+    re.IGNORECASE,
 )
 """AWS has no free instances: "CapacityError: Unable to provision requested ML compute capacity. Please retry using a
 different ML instance type." is the reason of a failed job (AWS Batch's user guide, sm_job_stuck_in_runnable_capacity;

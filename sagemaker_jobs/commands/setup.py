@@ -176,5 +176,9 @@ def _delete(account: "Account", *, artifacts: bool, dry_run: bool) -> None:
         f"the stack {NAME} in {account.region} {'was deleted' if described else 'does not exist'}",
         *(f"kept: {each}" for each in kept),
         *(f"stays: {entry}" for entry in entries),
-        *([f"`{lifecycle.command(account, '--delete', '--artifacts')}` deletes the contents"] if kept and not artifacts else []),
+        *(
+            [f"`{lifecycle.command(account, '--delete', '--artifacts')}` deletes the contents"]
+            if kept and not artifacts
+            else []
+        ),
     )

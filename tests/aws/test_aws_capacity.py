@@ -12,6 +12,7 @@ from aws_script import ACCOUNT, NO_CAPACITY, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
 
+from sagemaker_jobs.aws.errors import is_shortage
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.commands import capacity
@@ -134,6 +135,21 @@ def test_without_capacity_until_the_end_there_is_one_error(aws: AwsServer, clock
     assert f"no capacity for {FIRST}, {SECOND} in {REGION} after 6 attempts in 9 min" in error
     assert "--region" in error and "aws down" not in error and clock == pytest.approx([300, 240])
     assert aws.everything() == [] and ledger().open() == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "shortage"),
+    [
+        (NO_CAPACITY, True),
+        ("Unable to provision requested ML compute capacity due to InsufficientInstanceCapacity error.", True),
+        ("EC2InsufficientCapacityError: Instance type 'ml.g5.48xlarge' is temporarily unavailable", True),
+        ("Insufficient capacity error from EC2 while launching instances", True),
+        ("ResourceLimitExceeded: The account-level service limit is 0 Instances", False),
+        ("AlgorithmError: CapacityError: the queue of the model is full", False),
+    ],
+)
+def test_a_shortage_is_recognized_by_its_reason(reason: str, shortage: bool) -> None:
+    assert is_shortage(reason) is shortage
 
 
 def test_a_single_type_without_capacity_is_the_error_of_aws(aws: AwsServer) -> None:
