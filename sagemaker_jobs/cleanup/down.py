@@ -6,7 +6,7 @@ Each time, resources are found by ledger, name and tag, so it can be repeated af
 import time
 
 from neuron_sum import console
-from neuron_sum.errors import AwsError
+from neuron_sum.errors import AwsError, ResourceError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, Unreached
 from sagemaker_jobs.cleanup.artifacts import stored
@@ -107,8 +107,11 @@ def delete(account: Account, inventory: Inventory) -> list[Resource]:
                 running.append((kind, thing.run))
             return True
         if now is None:
-            account.ledger.note("gone", kind.name, thing.name, thing.run or "")
             removed.append(thing)
+            try:
+                account.ledger.note("gone", kind.name, thing.name, thing.run or "")
+            except ResourceError as error:  # a full disk must not leave the next resource running
+                console.warn(f"{kind.name} {thing.name} was deleted, but this was not recorded: {error.message}")
         elif states.get(thing.name) != now.state:
             states[thing.name] = now.state
             console.note(f"{kind.name} {thing.name}: {now.state}")
