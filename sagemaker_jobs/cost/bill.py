@@ -32,7 +32,7 @@ class Bill:
 
 
 def read(account: Account, first: date, last: date) -> Bill:
-    """The costs of the days from the first to the last, both included, in UTC.
+    """The costs of the days from the first to the last, both included, in UTC, without credits, refunds and taxes.
 
     Args:
         account: The account and region.
@@ -52,6 +52,8 @@ def read(account: Account, first: date, last: date) -> Bill:
             "And": [
                 {"Dimensions": {"Key": "REGION", "Values": [account.region]}},
                 {"Dimensions": {"Key": "SERVICE", "Values": [*SERVICES]}},
+                # Credits would hide the costs.
+                {"Not": {"Dimensions": {"Key": "RECORD_TYPE", "Values": ["Credit", "Refund", "Tax"]}}},
             ]
         },
     }

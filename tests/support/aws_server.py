@@ -392,7 +392,9 @@ class AwsServer:
     def _costs(self, body: bytes, start_response: Callable[..., Any]) -> list[bytes]:
         """Cost Explorer returns one result per day, and its groups; services without costs have none."""
         given = json.loads(body)
-        region, services = (each["Dimensions"]["Values"] for each in given["Filter"]["And"])
+        *chosen, without = given["Filter"]["And"]
+        region, services = (each["Dimensions"]["Values"] for each in chosen)
+        assert without["Not"]["Dimensions"] == {"Key": "RECORD_TYPE", "Values": ["Credit", "Refund", "Tax"]}
         assert region == [REGION] and given["Granularity"] == "DAILY"
         first, end = (date.fromisoformat(given["TimePeriod"][key]) for key in ("Start", "End"))
         groups = [
