@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
@@ -58,6 +59,26 @@ ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
 """SageMaker reports a taken name of a model, endpoint or endpoint configuration in the same way."""
 
 
+_denials: ContextVar[list[str] | None] = ContextVar("denials", default=None)
+
+
+@contextmanager
+def collect_denials() -> Iterator[list[str]]:
+    """Collects the messages of denied calls in its block, also of those without which a command goes on."""
+    denials: list[str] = []
+    token = _denials.set(denials)
+    try:
+        yield denials
+    finally:
+        _denials.reset(token)
+
+
+def note_denial(message: str) -> None:
+    """Add the message of a denied call to those that `collect_denials` collects, if it does."""
+    if (denials := _denials.get()) is not None:
+        denials.append(message)
+
+
 class Refused(AwsError):
     """AWS refused a call, which had no effect.
 
@@ -70,6 +91,8 @@ class Refused(AwsError):
     def __init__(self, message: str, hint: str | None, code: str) -> None:
         super().__init__(message, hint)
         self.code = code
+        if code in DENIED:
+            note_denial(message)
 
     @property
     def missing(self) -> bool:

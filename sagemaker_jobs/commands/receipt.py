@@ -53,7 +53,7 @@ def receipt(
     from sagemaker_jobs.receipt.record import RecordFile
     from sagemaker_jobs.receipt.runner import Actions, Runner
     from sagemaker_jobs.receipt.steps import STEPS
-    from sagemaker_jobs.stack.stack import find_stack, planned_stack
+    from sagemaker_jobs.stack.stack import describe, is_usable, planned_stack, require_stack
 
     if retry and not resume:
         raise AwsError("--retry needs --resume", "Use both to repeat the failed steps of a receipt.")
@@ -61,7 +61,9 @@ def receipt(
         account, stack = None, planned_stack(session.offline_context(region))
     else:
         account = session.account_in(region, dry_run=dry_run, every_s=every)
-        stack = find_stack(account) or planned_stack(account.site)
+        described = describe(account)
+        usable = described is not None and is_usable(described)  # otherwise the first step creates it
+        stack = require_stack(account) if usable else planned_stack(account.site)
     priced_with = None if offline else account
     plans = {step.name: costs.worst_case(step.name, stack, priced_with, device_hours) for step in STEPS}
     table, worst_usd = _plan_table(plans), sum(plan.worst_usd for plan in plans.values())
@@ -84,7 +86,11 @@ def receipt(
         steps = AwsActions(account, record, output, plans, device_size, device_hours, every, wheelhouse)
         actions = Actions(steps.perform, steps.resume, steps.remove, steps.read_bill)
         runner = Runner(file, record, account, plans, max_usd, actions)
-        again = f"neuron-sum aws receipt --resume --output {console.quote(output)} --region {account.region}"
+        again = (
+            f"neuron-sum aws receipt --resume --output {console.quote(output)} --region {account.region} "
+            f"--max-usd {max_usd!r} --device-size {device_size} --device-hours {device_hours!r}"
+        )
+        again += f" --wheelhouse {console.quote(wheelhouse)}" if wheelhouse is not None else ""
         try:
             runner.run()
         except KeyboardInterrupt:

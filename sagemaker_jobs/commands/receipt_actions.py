@@ -15,9 +15,10 @@ from typing import Any
 from neuron_sum import console, files
 from neuron_sum.errors import AwsError, DataError, NeuronSumError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, Unreached
+from sagemaker_jobs.aws.errors import Refused, Unreached, note_denial
 from sagemaker_jobs.aws.ledger import Entry
 from sagemaker_jobs.aws.names import Run, new_run
+from sagemaker_jobs.cleanup.kinds import builds_of
 from sagemaker_jobs.commands.down import down
 from sagemaker_jobs.commands.endpoints import deploy
 from sagemaker_jobs.commands.image import image
@@ -27,24 +28,25 @@ from sagemaker_jobs.commands.status import status
 from sagemaker_jobs.cost import bill
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.endpoint import lifecycle
-from sagemaker_jobs.image import follow as builds
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import inputs, training
 from sagemaker_jobs.jobs import requests as job_requests
 from sagemaker_jobs.jobs.wheelhouse import wheels_for
 from sagemaker_jobs.launch import quotas
 from sagemaker_jobs.launch.options import JobOptions, StartOptions
-from sagemaker_jobs.launch.schedules import EVERY_S, LATE_S, rejected_calls
+from sagemaker_jobs.launch.schedules import EVERY_S, LATE_S, RETRIES, rejected_calls
 from sagemaker_jobs.receipt import costs, steps
 from sagemaker_jobs.receipt.record import Observed, Record, Result, State, timestamp
 from sagemaker_jobs.receipt.steps import Step
-from sagemaker_jobs.stack.stack import find_stack, require_stack
+from sagemaker_jobs.stack.stack import describe, is_usable, require_stack
 
 DIALOGUE = "#Person1#: The meeting is at ten, not at nine.\n#Person2#: Thank you, I will tell the others.\n"
 BEFORE_S = 5
 """Seconds before the expiry at which the endpoint is checked to exist."""
 PATIENCE_S = EVERY_S + LATE_S + 600
 """Seconds after the expiry until it counts as failed: two calls of the schedule, and the deletion of instances."""
+REJECTED_S = EVERY_S + LATE_S + int(RETRIES["MaximumEventAgeInSeconds"])
+"""Seconds after the expiry until the second call of the schedule, which AWS rejects, must be in the queue."""
 COMMANDS = "neuron_sum.commands"
 
 
@@ -115,7 +117,8 @@ class AwsActions:
                 return None
             return self._ended_job(step, job.run, lambda: self._follow(job.run))
         if build := _of_kind(created, "build"):
-            if builds.of_run(self.account, build.run) is None:
+            states = [found["buildStatus"] for _, found in builds_of(self.account, build.run)]
+            if not states or states[0] not in ("IN_PROGRESS", "SUCCEEDED"):
                 return None
             return self._built(step, self._follow(build.run))
         for run in dict.fromkeys(entry.run for entry in created if step.name in costs.HOSTINGS):
@@ -145,7 +148,9 @@ class AwsActions:
             console.note(f"Cost Explorer has the bill from about {ready:%Y-%m-%d %H:%M} UTC; --resume then adds it")
             return None
         found = bill.read(self.account, first.date(), last.date())
-        services = ", ".join(f"{name} ${usd:.2f}" for name, usd in sorted(found.usd.items())) or "no costs"
+        if not found.usd:
+            raise AwsError("Cost Explorer has no costs of these days yet", None)
+        services = ", ".join(f"{name} ${usd:.2f}" for name, usd in sorted(found.usd.items()))
         text = (
             f"${found.total_usd:.2f}{', estimated' if found.estimated else ''}, for all of the account on these days "
             f"({services}); at most ${self.record.worst_usd:.2f} by the receipt"
@@ -168,7 +173,8 @@ class AwsActions:
 
     def _setup(self, step: Step, start: StartOptions) -> Result:
         options = {"region": self.account.region, "every": self.every_s}
-        if find_stack(self.account) is None:
+        described = describe(self.account)
+        if described is None or not is_usable(described):  # missing, broken, or its creation was interrupted
             outcome = _call(setup, **options)["outcome"]
             return _result({step.cells[0].name: Observed(state="passed", text=f"{outcome} by CloudFormation")})
         try:
@@ -362,9 +368,13 @@ class AwsActions:
             "answer of the inf2 endpoint": self._answer(deployed["endpoint"]),
         }
         begun = _now()
-        self.remove(deployed["run"])
-        took = console.duration((_now() - begun).total_seconds())
-        cells["deletion"] = Observed(state="passed", text=f"gone after {took}")
+        try:
+            self.remove(deployed["run"])
+        except AwsError as error:
+            cells["deletion"] = Observed(state="failed", text=error.message)
+        else:
+            took = console.duration((_now() - begun).total_seconds())
+            cells["deletion"] = Observed(state="passed", text=f"gone after {took}")
         return _result(cells, run=deployed["run"])
 
     def _answer(self, endpoint: str) -> Observed:
@@ -376,6 +386,8 @@ class AwsActions:
             try:
                 answer = _call(point.load(), endpoint=f"sagemaker:{endpoint}@{self.account.region}", file=dialogue)
             except NeuronSumError as error:
+                if "AccessDenied" in error.message:  # the client of `request` sends this call
+                    note_denial(error.message)
                 return Observed(state="failed", text=error.message)
         summary = json.dumps(answer["summary_text"], ensure_ascii=False)
         return Observed(state="passed", text=f"{answer['output_tokens']} tokens: {summary:.200}")
@@ -390,17 +402,24 @@ class AwsActions:
                 return _result(
                     {"expiry": Observed(state="different", text="the endpoint was deleted before its expiry")}
                 )
+        on_time: State = "passed" if (_now() - ends).total_seconds() <= PATIENCE_S else "different"
         while lifecycle.describe(self.account, name) is not None:
             if (_now() - ends).total_seconds() > PATIENCE_S:
                 text = f"the endpoint exists {console.duration(PATIENCE_S)} after its expiry"
                 return _result({"expiry": Observed(state="failed", text=text)})
             time.sleep(self.every_s)
         late = console.duration((_now() - ends).total_seconds())
-        cells = {"expiry": Observed(state="passed", text=f"found deleted {late} after its expiry")}
-        _, reasons = rejected_calls(self.account)
-        if (reason := reasons.get(Run(facts["run"], "").name("expiry"))) is not None:
-            cells["dead-letter queue"] = Observed(state="passed", text=reason)
-        return _result(cells)
+        text = f"found deleted {late} after its expiry"
+        text += "" if on_time == "passed" else ", at the first look"
+        cells = {"expiry": Observed(state=on_time, text=text)}
+        schedule, waited = Run(facts["run"], "").name("expiry"), console.duration(REJECTED_S)
+        console.note(f"waiting for the next call of {schedule}, at most {waited} after the expiry")
+        while (reason := rejected_calls(self.account)[1].get(schedule)) is None:
+            if (_now() - ends).total_seconds() > REJECTED_S:
+                text = f"no rejected call was found {waited} after the expiry"
+                return _result(cells | {"dead-letter queue": Observed(state="different", text=text)})
+            time.sleep(self.every_s)
+        return _result(cells | {"dead-letter queue": Observed(state="passed", text=reason)})
 
 
 def _call(command: Callable[..., object], **options: Any) -> Mapping[str, Any]:

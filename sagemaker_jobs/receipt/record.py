@@ -54,7 +54,7 @@ class Result(_Part):
     facts: dict[str, Any] = Field(default_factory=dict)
     """Values that later steps use."""
     denied: str | None = None
-    """The error if AWS denied a call."""
+    """The first message of AWS if it denied a call, also one without which the step went on."""
 
     @property
     def failed(self) -> bool:
@@ -150,8 +150,7 @@ class RecordFile:
                 raise RunError(f"{self.folder} has no receipt to continue", "omit --resume, or correct --output")
             raise RunError(
                 f"{self.folder} already has a receipt",
-                f"continue it with `neuron-sum aws receipt --resume --output {console.quote(self.folder)}`, or use "
-                "another --output",
+                "add --resume to continue it, or use another --output",
             )
         if not resume:
             return Record(
@@ -187,9 +186,16 @@ class RecordFile:
         files.write_json(self.path, record.model_dump(mode="json"))
 
 
-def observed(step: Step, reason: str, state: State = "failed") -> dict[str, Observed]:
-    """The same result for all cells of a step, such as its error."""
-    return {cell.name: Observed(state=state, text=reason) for cell in step.cells}
+def observed(step: Step, reason: str) -> dict[str, Observed]:
+    """The cells of a step of which nothing was observed, with the reason."""
+    return {cell.name: Observed(state="open", text=reason) for cell in step.cells}
+
+
+def failed(step: Step, message: str) -> dict[str, Observed]:
+    """The cells of a step that ended with an error: the first has failed, and the others were not observed."""
+    first = step.cells[0].name
+    cells = observed(step, f"not observed, because {first} failed")
+    return {**cells, first: Observed(state="failed", text=message)}
 
 
 def timestamp() -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from neuron_sum import console
 from neuron_sum.errors import NeuronSumError
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import DENIED, Refused, Unreached
+from sagemaker_jobs.aws.errors import collect_denials
 from sagemaker_jobs.aws.ledger import LABELS, Ledger
 from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.receipt import costs
-from sagemaker_jobs.receipt.record import Attempt, Observed, Record, RecordFile, Result, observed, timestamp
+from sagemaker_jobs.receipt.record import Attempt, Observed, Record, RecordFile, Result, failed, observed, timestamp
 from sagemaker_jobs.receipt.steps import ALL, BILL, DOWN, LAST, STEPS, Step
 
 
@@ -78,9 +78,9 @@ class Runner:
         """The result of every cell; open for those that were not observed."""
         found: dict[str, Observed] = {}
         for step in (*STEPS, *LAST):
-            found |= observed(step, self.not_run.get(step.name, "not run"), "open")
-            if step.name in self.record.results:
-                found |= self.record.results[step.name].cells
+            result = self.record.results.get(step.name)
+            found |= observed(step, "not observed" if result is not None else self.not_run.get(step.name, "not run"))
+            found |= {} if result is None else result.cells
         return found
 
     def _step(self, step: Step, ledger: Ledger) -> None:
@@ -102,6 +102,7 @@ class Runner:
             console.warn(f"leaving out the step {step.name}: {reason}")
             return
         console.note(f"step {step.name}: {step.what}; at most ${worst_usd:.2f}")
+        record.results.pop(BILL, None)  # it would not contain this attempt
         record.attempts.append(Attempt(step=step.name, started=timestamp(), worst_usd=worst_usd))
         self.file.save(record)
         result = self._try(step, len(record.attempts) - 1, lambda: self.actions.perform(step, left_usd))
@@ -113,20 +114,28 @@ class Runner:
         """Carry out a step with its resources marked in the ledger; an error is its result.
 
         Raises:
-            LostContact, Unreached: If AWS cannot be reached, which says nothing about the step.
+            LostContact, Unreached, Refused: If AWS cannot be reached, or does not accept the credentials any more,
+                which says nothing about the step.
         """
         token = LABELS.set(self.record.labels(number))
+        try:
+            with collect_denials() as denials:
+                result = self._result_of(step, act)
+            if result is not None and denials:
+                result.denied = denials[0]
+            return result
+        finally:
+            LABELS.reset(token)
+
+    def _result_of(self, step: Step, act: Callable[[], Result | None]) -> Result | None:
         try:
             return act()
         except LostContact:  # the job continues, and can be resumed
             raise
         except NeuronSumError as error:
-            if isinstance(error, Unreached):
-                self.account.call("sts", "get_caller_identity")  # raises unless only this service cannot be reached
-            denied = error.message if isinstance(error, Refused) and error.code in DENIED else None
-            return Result(ended=timestamp(), cells=observed(step, error.message), denied=denied)
-        finally:
-            LABELS.reset(token)
+            # Raises if AWS cannot be reached, or the credentials have expired.
+            self.account.call("sts", "get_caller_identity")
+            return Result(ended=timestamp(), cells=failed(step, error.message))
 
     def _keep(self, step: Step, result: Result) -> None:
         self.record.results[step.name] = result
@@ -146,27 +155,33 @@ class Runner:
         self.file.save(self.record)
 
     def _clean_up(self, ledger: Ledger) -> None:
-        """Delete the resources of all attempts; what a step has left running for another one is then missing."""
+        """Delete the resources of all attempts; what a step has left running for another one is then missing.
+
+        Nothing is written before the deletion, so that it does not depend on the disk.
+        """
         results = self.record.results
         for step in STEPS:
             if step.follower is not None and step.follower not in results and self.record.done(step.name):
                 del results[step.name]
         results.pop(DOWN, None)
-        self.file.save(self.record)
         failures: list[NeuronSumError] = []
-        for run in dict.fromkeys(entry.run for entry in self.record.created(ledger)):
-            try:
-                self.actions.remove(run)
-            except NeuronSumError as error:
-                failures.append(error)
+        runs = dict.fromkeys(entry.run for entry in self.record.created(ledger))
+        with collect_denials() as denials:
+            for run in runs:
+                try:
+                    self.actions.remove(run)
+                except NeuronSumError as error:
+                    failures.append(error)
         self.cleaned_up = True
         self._settle(ledger)
-        denied = [result.denied for result in results.values() if result.denied is not None]
+        denied = [*(result.denied for result in results.values() if result.denied is not None), *denials]
         cells = {
             "nothing left": Observed(state="passed", text="nothing remains"),
             "permissions": Observed(state="passed", text="no call was denied"),
         }
-        if failures:
+        if not runs:
+            cells["nothing left"] = Observed(state="open", text="nothing was created")
+        elif failures:
             cells["nothing left"] = Observed(state="failed", text="; ".join(error.message for error in failures))
         if denied:
             cells["permissions"] = Observed(state="failed", text=denied[0])

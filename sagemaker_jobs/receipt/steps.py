@@ -76,17 +76,6 @@ STEPS = (
         needs=(TRAIN,),
     ),
     Step(
-        ENDPOINT,
-        "deploys it with autoscaling, sends a request and leaves the endpoint running",
-        (
-            Cell("CPU endpoint", "in service before its expiry"),
-            Cell("autoscaling", "AWS accepts target and policy"),
-            Cell("answer of the CPU endpoint", "a summary"),
-        ),
-        needs=(IMAGE_CPU, COMPILE_CPU),
-        follower=EXPIRY,
-    ),
-    Step(
         DEVICE,
         "runs `neuron-sum receipt` on a Trainium instance",
         (
@@ -108,6 +97,17 @@ STEPS = (
         needs=(TRAIN,),
     ),
     Step(
+        ENDPOINT,
+        "deploys it with autoscaling, sends a request and leaves the endpoint running",
+        (
+            Cell("CPU endpoint", "in service before its expiry"),
+            Cell("autoscaling", "AWS accepts target and policy"),
+            Cell("answer of the CPU endpoint", "a summary"),
+        ),
+        needs=(IMAGE_CPU, COMPILE_CPU),
+        follower=EXPIRY,
+    ),
+    Step(
         INF2,
         "deploys it for a few minutes, sends a request and deletes the endpoint",
         (
@@ -127,7 +127,7 @@ STEPS = (
         needs=(ENDPOINT,),
     ),
 )
-"""The paid and the waiting steps in their order."""
+"""The paid and the waiting steps in their order: few minutes pass between the endpoint that expires and `expiry`."""
 
 LAST = (
     Step(

@@ -187,6 +187,12 @@ def parameters_of(described: Mapping[str, Any]) -> dict[str, str]:
     return {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters") or []}
 
 
+def is_usable(described: Mapping[str, Any]) -> bool:
+    """Return whether the resources of a described stack exist, also while it is updated."""
+    status = described["StackStatus"]
+    return bool(status == "CREATE_COMPLETE" or status.startswith("UPDATE_"))
+
+
 def find_stack(account: Account) -> Stack | None:
     """Return the stack of an account and region; None if there is none.
 
@@ -196,10 +202,9 @@ def find_stack(account: Account) -> Stack | None:
     described = describe(account)
     if described is None:
         return None
-    status = described["StackStatus"]
-    if status != "CREATE_COMPLETE" and not status.startswith("UPDATE_"):
+    if not is_usable(described):
         raise AwsError(
-            f"the stack {NAME} in {account.region} is {status}",
+            f"the stack {NAME} in {account.region} is {described['StackStatus']}",
             f"an administrator can run neuron-sum aws setup --region {account.region}",
         )
     parameters = parameters_of(described)
