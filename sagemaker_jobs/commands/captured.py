@@ -49,12 +49,23 @@ def captured(
         return
     account = session.account_in(region)
     stack = require_stack(account)
-    files = capture.fetch(account, stack, owner, output, hook, keep=keep)
+    fetched = capture.fetch(account, stack, owner, output, hook, keep=keep)
+    for key, lines in fetched.incomplete.items():
+        console.warn(
+            f"{lines} lines of s3://{stack.bucket}/{key} cannot be read: they are {{}} in the copy, and S3 keeps it"
+        )
+    files = [str(path) for path in fetched.files]
     address = capture.address(owner, stack)
     state = "as they are" if hook is None else "redacted"
     where = "also kept" if keep else "deleted"
     console.emit(
-        {"run": owner.id, "output": str(output), "files": [str(path) for path in files], "redacted": hook is not None},
+        {
+            "run": owner.id,
+            "output": str(output),
+            "files": files,
+            "redacted": hook is not None,
+            "incomplete": fetched.incomplete,
+        },
         f"copied {len(files)} files, {state}, to {output}; {where} in {address}",
         f"next: neuron-sum watch {quote(output)} --run RUN_FOLDER",
     )

@@ -6,6 +6,7 @@ SageMaker writes requests and answers as it receives them, so nothing in the con
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from neuron_sum.errors import AwsError
@@ -18,6 +19,19 @@ from sagemaker_jobs.stack.storage import CAPTURE_DAYS, owned_bucket
 
 CONTENT_TYPES = ["application/json", "application/jsonlines"]
 """Content types that are stored as text; SageMaker stores others in base64."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The result of `fetch`.
+
+    Attributes:
+        files: The new files in the folder.
+        incomplete: The number of lines that cannot be read, and are {} in the copy, by the key of their object.
+    """
+
+    files: list[Path]
+    incomplete: dict[str, int]
 
 
 def config(run: Run, stack: Stack, percent: int) -> Request:
@@ -52,25 +66,30 @@ def check_lifecycle(account: Account, stack: Stack) -> None:
         stack: The stack with the bucket.
 
     Raises:
-        AwsError: If the bucket has no such lifecycle rule, or AWS refuses.
+        AwsError: If the bucket has no such lifecycle rule, also for old versions, or AWS refuses.
     """
-    rules = []
+    rules, deleted = [], set[str]()
     with ignore_missing("NoSuchLifecycleConfiguration"):
         answer = account.call("s3", "get_bucket_lifecycle_configuration", **owned_bucket(account))
         rules = answer["Rules"]
     for rule in rules:
         chosen = rule.get("Filter", {})
         prefix = chosen.get("Prefix", rule.get("Prefix"))
-        days = rule.get("Expiration", {}).get("Days")
         # A rule with tags or sizes, which are in And or beside the prefix, does not cover all files.
         covers = prefix is not None and set(chosen) <= {"Prefix"} and CAPTURED.startswith(prefix)
-        if rule["Status"] == "Enabled" and covers and days is not None and days <= CAPTURE_DAYS:
-            return
-    raise AwsError(
-        f"the bucket {stack.bucket} has no lifecycle rule that deletes {CAPTURED} after {CAPTURE_DAYS} days or less",
-        f"run neuron-sum aws setup --region {account.region}; if its owner has written other rules, add one yourself "
-        "(docs/aws.md, Captured requests)",
-    )
+        if rule["Status"] == "Enabled" and covers:
+            days = {
+                "objects": rule.get("Expiration", {}).get("Days"),
+                "old versions": rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays"),
+            }
+            deleted |= {what for what, limit in days.items() if limit is not None and limit <= CAPTURE_DAYS}
+    if missing := [what for what in ("objects", "old versions") if what not in deleted]:
+        raise AwsError(
+            f"the bucket {stack.bucket} has no lifecycle rule that deletes {' and '.join(missing)} of {CAPTURED} after "
+            f"{CAPTURE_DAYS} days or less",
+            f"run neuron-sum aws setup --region {account.region}; if its owner has written other rules, add one "
+            "yourself (docs/aws.md, Captured requests)",
+        )
 
 
 def fetch(
@@ -81,11 +100,11 @@ def fetch(
     hook: Callable[[str], str] | None,
     *,
     keep: bool,
-) -> list[Path]:
+) -> Fetched:
     """Copy the captured files of a run, redacted, and delete them in S3.
 
-    Files are redacted in a temporary folder next to the target, so that a failure leaves no text in the target. An
-    object is deleted once its copy is in the target.
+    Each file is redacted in a temporary folder next to the target, so that a failure leaves no text in the target. An
+    object is deleted once its copy is in the target, unless the copy lacks lines that cannot be read.
 
     Args:
         account: The account and region.
@@ -95,9 +114,6 @@ def fetch(
         hook: Redacts a text; None: the files are copied as they are.
         keep: Whether the objects stay in S3.
 
-    Returns:
-        The new files in the folder.
-
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
         DataError: If the hook fails; nothing is copied or deleted.
@@ -105,6 +121,7 @@ def fetch(
     prefix, owner = capture_prefix(run), owned_bucket(account)
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, tuple[Path, Path]] = {}
+    incomplete: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         for item in account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owner):
             name = item["Key"].removeprefix(prefix)
@@ -116,12 +133,12 @@ def fetch(
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(account.read(f"s3://{stack.bucket}/{item['Key']}"))
             made[item["Key"]] = temporary, target
-        if hook is not None and made:
-            redact_files([temporary for temporary, _ in made.values()], hook)
+            if hook is not None and (emptied := redact_files([temporary], hook).emptied):
+                incomplete[item["Key"]] = emptied
         for temporary, target in made.values():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(temporary, target)
     if not keep:
-        for key in made:
+        for key in made.keys() - incomplete.keys():
             account.call("s3", "delete_object", Key=key, **owner)
-    return [target for _, target in made.values()]
+    return Fetched([target for _, target in made.values()], incomplete)

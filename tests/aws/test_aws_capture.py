@@ -19,6 +19,7 @@ from neuron_sum.monitoring.requests import Item, find_files, read_items
 PREFIX = f"neuron-sum/capture/{RUN.id}/"
 DEPLOY = ("aws", "deploy", RUN.id, *CPU, "--hours", "1")
 CAPTURED = ("aws", "captured", RUN.id)
+OLD = {"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}
 HOOK = "def upper(text):\n    return text.upper()\n\ndef broken(text):\n    raise ValueError(text)\n"
 
 
@@ -85,6 +86,16 @@ def test_captured_requests_are_copied_redacted_and_deleted(aws: AwsServer) -> No
     assert told(neuron_sum(*CAPTURED, "--unredacted", "--json"))["files"] == []
 
 
+def test_lines_that_cannot_be_read_stay_in_s3(aws: AwsServer) -> None:
+    s3 = aws.boto3("s3")
+    s3.put_object(Bucket=BUCKET, Key=f"{PREFIX}a.jsonl", Body=b"my name is Ann\n")
+    s3.put_object(Bucket=BUCKET, Key=f"{PREFIX}b.jsonl", Body=b'{"text": "Ann"}\n')
+    ended = neuron_sum(*CAPTURED, "--redact", "hooks:upper", "--json")
+    assert told(ended)["incomplete"] == {f"{PREFIX}a.jsonl": 1} and stored(aws) == [f"{PREFIX}a.jsonl"]
+    assert Path("captured/a.jsonl").read_text() == "{}\n"
+    assert Path("captured/b.jsonl").read_text() == '{"text": "ANN"}\n'
+
+
 def test_down_keeps_captured_requests_unless_told_otherwise(aws: AwsServer) -> None:
     told(neuron_sum(*DEPLOY, "--capture", "100", "--json"))
     ask(aws, "A: hi")
@@ -102,10 +113,11 @@ def test_down_keeps_captured_requests_unless_told_otherwise(aws: AwsServer) -> N
     "rule",
     [
         None,
-        {"Filter": {"Prefix": "neuron-sum/capture/"}, "Expiration": {"Days": 8}},
-        {"Filter": {"Prefix": "neuron-sum/captured/"}, "Expiration": {"Days": 7}},
-        {"Filter": {"Prefix": "neuron-sum/capture/"}, "Expiration": {"Days": 7}, "Status": "Disabled"},
+        {"Filter": {"Prefix": "neuron-sum/capture/"}, "Expiration": {"Days": 8}, **OLD},
+        {"Filter": {"Prefix": "neuron-sum/captured/"}, "Expiration": {"Days": 7}, **OLD},
+        {"Filter": {"Prefix": "neuron-sum/capture/"}, "Expiration": {"Days": 7}, "Status": "Disabled", **OLD},
         {"Filter": {"Prefix": "neuron-sum/capture/"}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}},
+        {"Filter": {"Prefix": "neuron-sum/capture/"}, "Expiration": {"Days": 7}},
     ],
 )
 def test_a_bucket_that_keeps_captured_requests_is_rejected(aws: AwsServer, rule: dict[str, Any] | None) -> None:
