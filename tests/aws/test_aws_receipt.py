@@ -89,7 +89,7 @@ def observed(result: dict[str, Any], name: str) -> str:
 
 def test_the_life_cycle_shows_every_cell_and_leaves_nothing(aws: AwsServer, clock: Clock) -> None:
     result = told(neuron_sum(*RECEIPT, "--json"))
-    assert {name for name, state in states(result).items() if state != "passed"} <= {"bill", "dead-letter queue"}
+    assert {name for name, state in states(result).items() if state != "passed"} <= {"bill"}
     assert [attempt["step"] for attempt in result["attempts"]] == [step.name for step in STEPS]
     assert aws.everything() == []
     [ended] = clock.ended
@@ -109,6 +109,10 @@ def test_the_bill_is_added_a_day_later_and_nothing_is_repeated(aws: AwsServer, c
     again = told(neuron_sum(*RESUME, "--json"))
     assert observed(again, "bill") == "not run" and "ce.GetCostAndUsage" not in aws.calls
     clock.sleep(25 * 3600)
+    costs, aws.script.costs = aws.script.costs, {}
+    early = told(neuron_sum(*RESUME, "--json"))
+    assert states(early)["bill"] == "open" and "no costs of these days yet" in observed(early, "bill")
+    aws.script.costs = costs
     before = len(aws.calls)
     later = told(neuron_sum(*RESUME, "--json"))
     assert states(later)["bill"] == "passed" and observed(later, "bill").startswith("$0.45, estimated, for all")
@@ -164,6 +168,17 @@ def test_a_failed_step_does_not_prevent_independent_ones(aws: AwsServer) -> None
     retried = told(neuron_sum(*RESUME, "--retry", "--json"))
     assert states(retried)["device receipt"] == "passed"
     assert aws.calls.count("sagemaker.CreateTrainingJob") == before + 1
+
+
+def test_a_failed_or_stopped_build_is_repeated(aws: AwsServer) -> None:
+    cap = ("--max-usd", "0.41")  # too little for the steps after it
+    aws.script.build_end = "FAILED"
+    error = failed(neuron_sum(*RECEIPT, *cap))
+    assert "image-cpu" in error and "--max-usd 0.41 " in error and "--retry" in error
+    assert "image-cpu" in failed(neuron_sum(*RESUME, *cap)), "a failed step is repeated only with --retry"
+    aws.script.build_end = "SUCCEEDED"
+    repeated = told(neuron_sum(*RESUME, "--retry", "--max-usd", "0.45", "--json"))
+    assert states(repeated)["CPU image"] == "passed"
 
 
 def test_steps_that_need_a_failed_one_do_not_run(aws: AwsServer) -> None:
