@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 
 Sections = Sequence[SectionConfig]
 
-MARKS = r"^[ \t]*(?:\#{1,6}[ \t]+)?"
-"""The start of a line before a heading; headings of Markdown may have number signs."""
-UNKNOWN = re.compile(MARKS + r"(?:\*\*)?([^\W\d_](?:[\w'&/-]*[ ]?){1,4}):(?=\s|$|\*\*)", re.MULTILINE)
-"""A line that begins like a section: up to four words and a colon."""
+COLON = "[:\uff1a]"
+"""A colon, also the wide one of Chinese and Japanese."""
+MARKS = r"^[ \t]*(?:(?:\#{1,6}|\d{1,2}[.)])[ \t]+)?"
+"""The start of a line before a heading: number signs as in Markdown, or a number."""
+UNKNOWN = re.compile(
+    r"^[ \t]*(\#{1,6}[ \t]+)?(\*\*)?([^\W\d_][\w'&/-]*(?:[ ]+[\w'&/-]+){0,3})(?:\*\*)?[ \t]*"
+    r"(?:(:(?=\s|$|\*\*)|\uff1a)|$)",
+    re.MULTILINE,
+)
+"""A line that may begin another section: up to four words and a colon, or up to four words alone."""
+UPPER_LETTERS = 4
+"""The fewest letters of a heading in upper case alone in its line; a shorter line is an abbreviation."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,18 @@ def parse_sections(text: str, sections: Sections) -> Parsed:
     """The sections of a text, which may have been written by people or by other programs.
 
     A heading begins a line, in upper or lower case, and ends with a colon; in Markdown (`## Reason`, `**Reason**`), or
-    alone in its line, without one. Unknown headings are part of the section before them.
+    alone in its line, without one. It may have a number (`1. Reason:`), and a space before the colon, as in French.
+    Unknown headings are part of the section before them.
 
     Args:
         text: Any text.
         sections: The sections to find.
     """
-    names = {section.heading.casefold(): section.name for section in sections}
-    matches = list(_pattern(tuple(section.heading for section in sections)).finditer(text)) if sections else []
-    found = [names[" ".join((match[1] or match[2]).replace("_", " ").split()).casefold()] for match in matches]
+    text = text.replace("\r", "\n")
+    longest_first = sorted(sections, key=lambda section: len(section.heading), reverse=True)
+    pattern = _pattern(tuple(section.heading for section in longest_first))
+    matches = list(pattern.finditer(text)) if sections else []
+    found = [longest_first[(int(match.lastindex or 0) - 1) % len(sections)].name for match in matches]
     texts = {section.name: "" for section in sections}
     ends = [match.start() for match in matches[1:]] + [len(text)]
     for name, match, end in zip(found, matches, ends, strict=True) if matches else ():
@@ -103,9 +114,13 @@ def without_headings(text: str, sections: Sections) -> str:
 
 def unknown_headings(text: str, sections: Sections) -> list[str]:
     """The beginnings of lines that look like the heading of another section."""
-    known = {section.heading.casefold() for section in sections}
-    found = [match[1].strip() for match in UNKNOWN.finditer(text)]
-    return [name for name in found if name.replace("_", " ").casefold() not in known]
+    known = {start for start, _ in parse_sections(text, sections).headings}
+    matches = [match for match in UNKNOWN.finditer(text.replace("\r", "\n")) if match.start() not in known]
+    return [
+        match[3]
+        for match in matches
+        if match[1] or match[2] or match[4] or (match[3].isupper() and len(match[3]) >= UPPER_LETTERS)
+    ]
 
 
 def one_line(text: str) -> str:
@@ -115,9 +130,10 @@ def one_line(text: str) -> str:
 
 @cache
 def _pattern(headings: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted(headings, key=len, reverse=True)
-    name = "|".join(re.escape(heading).replace(r"\ ", r"[ _]+") for heading in longest_first)
-    bold, plain = rf"\*\*({name})(?::\*\*|\*\*:?)", rf"({name})(?::|[ \t]*$)"
+    """A heading, with a group for each of them, bold and plain."""
+    one = "|".join("(" + re.escape(heading).replace(r"\ ", r"[ _]+") + ")" for heading in headings)
+    bold = rf"\*\*(?:{one})[ \t]*(?:{COLON}[ \t]*\*\*|\*\*(?:[ \t]*{COLON})?)"
+    plain = rf"(?:{one})[ \t]*(?:{COLON}|$)"
     return re.compile(rf"{MARKS}(?:{bold}|{plain})", re.MULTILINE | re.IGNORECASE)
 
 
@@ -164,21 +180,23 @@ class SectionCoder:
         """The fewest tokens of a summary: the headings, and one token of each required section."""
         return sum(map(len, self.headings)) + sum(section.required for section in self.sections)
 
-    def check_length(self, field: str, tokens: int) -> None:
+    def check_length(self, field: str, tokens: int, *, has_end: bool = False) -> None:
         """Check that a summary with all headings fits.
 
         Args:
             field: The field of the recipe with the limit.
             tokens: Its value.
+            has_end: Whether the limit includes the end token.
 
         Raises:
             RecipeError: If it does not fit; names the smallest number of tokens.
         """
-        if tokens < self.shortest:
+        needed, end = self.shortest + has_end, " and the end token" if has_end else ""
+        if tokens < needed:
             raise RecipeError(
-                f"{field} = {tokens}: the headings of output.sections and a token of each required section take "
-                f"{self.shortest} tokens",
-                f"use at least {field}={self.shortest}; texts need more",
+                f"{field} = {tokens}: the headings of output.sections, a token of each required section{end} take "
+                f"{needed} tokens",
+                f"use at least {field}={needed}; texts need more",
             )
 
     def encode(self, text: str) -> tuple[list[int], bool]:

@@ -120,7 +120,7 @@ def _targets(
     """The tokens of summaries without an end token, and whether each is cut."""
     if sections:
         coder = SectionCoder(sections, tokenizer)
-        coder.check_length("data.max_target_length", longest - 1)
+        coder.check_length("data.max_target_length", longest, has_end=True)
         coded = [coder.encode(reference) for reference in references]
         return [tokens for tokens, _ in coded], [is_cut or len(tokens) >= longest for tokens, is_cut in coded]
     starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * longest) for reference in references]

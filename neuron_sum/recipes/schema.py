@@ -155,7 +155,7 @@ class SectionConfig(Section):
     @property
     def heading(self) -> str:
         """The name as it is written before the text, without the colon."""
-        words = self.name.replace("_", " ")
+        words = " ".join(self.name.replace("_", " ").split())
         return words[0].upper() + words[1:]
 
 

@@ -1,6 +1,7 @@
 """Summaries with sections: the text, the rows of data, the tokens, and the scores."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,54 @@ def test_what_is_written_is_read(values: list[str]) -> None:
         "## Reason\nThe line\nis cut.\n\n## ACTIONS\nA visit on Friday.",
         "**Reason:** The line is cut.\n**Actions**: A visit on Friday.",
         "actions:A visit on Friday.\nREASON\n  The line is cut.\nfollow_up:",
+        "REASON\r\nThe line is cut.\r\n\r\nFOLLOW UP\r\n\r\nACTIONS\r\nA visit on Friday.",
+        "Reason : The line is cut.\rFollow  up : \r**Actions** : A visit on Friday.",
+        "1. Reason: The line\nis cut.\n2) Follow up\n3. **Actions**\nA visit on Friday.",
+        "Reason\uff1aThe line is cut.\nActions\uff1aA visit on Friday.",
     ],
 )
 def test_texts_of_people_are_read(text: str) -> None:
     parsed = parse_sections(text, SECTIONS)
     assert parsed.texts == TEXTS and not parsed.outside and not unknown_headings(text, SECTIONS)
+
+
+def test_names_with_unusual_letters_and_spaces_are_read() -> None:
+    sections = [SectionConfig(name=name) for name in ("i\u015flem", "a  b", "a__b c", "History", "Plan", "Plan B")]
+    texts = {section.name: f"text of {number}" for number, section in enumerate(sections)}
+    written = write_sections(texts, sections)
+    assert "\nA b: text of 1\nA b c: text of 2\n" in written
+    # The regular expression ignores the case of dotted and dotless i, which str.casefold distinguishes.
+    for text in (written, written.upper(), written.replace("I", "\u0130"), written.replace("i", "\u0131")):
+        parsed = parse_sections(text, sections)
+        assert parsed.found == tuple(texts) and not parsed.outside
+    assert parse_sections("Plan: Plan B: no.\nPlan B is next.", sections).texts["Plan"] == "Plan B: no. Plan B is next."
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Plan: b", ["Plan"]),
+        ("Plan : b", ["Plan"]),
+        ("**Plan**: b", ["Plan"]),
+        ("**Plan:** b", ["Plan"]),
+        ("## Plan\nb", ["Plan"]),
+        ("**Plan**\nb", ["Plan"]),
+        ("PHYSICAL EXAM\r\nb", ["PHYSICAL EXAM"]),
+        ("Reasons and plans of both: b", []),
+        ("OK\n- Plan: b\nat 10:30 b\nThe plan\n**Plan** of today\nPLAN of today\n10:30 Plan: b", []),
+    ],
+)
+def test_other_headings_are_found(text: str, found: list[str]) -> None:
+    assert unknown_headings(f"Reason: a\n{text}\nActions: c", SECTIONS) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 100_000 + "!", "a " * 50_000, " " * 100_000 + "a", "reason" + " " * 100_000 + "a"]
+)
+def test_long_lines_are_read_in_linear_time(text: str) -> None:
+    started = time.process_time()
+    unknown_headings(text, SECTIONS)
+    assert time.process_time() - started < 5
 
 
 def test_a_text_without_headings_is_outside() -> None:
@@ -153,9 +197,18 @@ def test_the_tokenizers_of_t5_and_llama_keep_the_texts(shared_data: Path, family
 
 def test_lengths_that_do_not_fit_all_headings_are_errors() -> None:
     tokenizer, example = byte_level(), Example("a", "#Person1#: Hi.", (WHOLE,))
-    data = DataConfig(max_target_length=4)
-    with pytest.raises(RecipeError, match=r"data\.max_target_length = 3: the headings of output\.sections"):
-        encode([example], tokenizer, Prompt("{dialogue}"), data, decoder_only=False, sections=SECTIONS)
+
+    def encoded(longest: int) -> list[int]:
+        data = DataConfig(max_target_length=longest)
+        made = encode([example], tokenizer, Prompt("{dialogue}"), data, decoder_only=False, sections=SECTIONS)
+        return made[0]["labels"]
+
+    needed = SectionCoder(SECTIONS, tokenizer).shortest + 1
+    message = rf"data\.max_target_length = {needed - 1}: .* and the end token take {needed} tokens"
+    with pytest.raises(RecipeError, match=message) as raised:
+        encoded(needed - 1)
+    assert f"data.max_target_length={needed};" in str(raised.value.hint)
+    assert len(encoded(needed)) == needed
 
 
 def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headings() -> None:
