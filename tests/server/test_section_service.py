@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from micro_models import MICRO
 from playwright.sync_api import Browser, Route, expect
@@ -28,6 +29,7 @@ from neuron_sum.sections import SectionCoder, parse_sections
 from neuron_sum.training.train import train
 from serving import neuronx_container, vllm_container
 from serving.client import Answer as ClientAnswer
+from serving.local import LocalServer
 from serving.playground import page_with
 from serving.schema import JSON, JSON_LINES, ServiceError, openapi
 from serving.service import Answer, Service
@@ -101,6 +103,21 @@ def test_too_few_tokens_for_the_headings_are_refused(ask: Callable[..., Answer])
     with pytest.raises(ServiceError) as refused:
         ask(json.dumps({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 2}}).encode())
     assert (refused.value.code, refused.value.field) == (422, "parameters.max_new_tokens")
+
+
+def test_the_local_server_recognizes_that_a_model_with_sections_is_loaded(ask: Callable[..., Answer]) -> None:
+    def reply(request: httpx.Request) -> httpx.Response:
+        if not loaded:
+            return httpx.Response(503)
+        try:
+            return httpx.Response(200, text=ask(request.content).body)
+        except ServiceError as error:
+            return httpx.Response(error.code, json=error.body())
+
+    server = LocalServer([], LIMITS)
+    server._http = httpx.Client(base_url=server.url, transport=httpx.MockTransport(reply))
+    for loaded in (False, True):
+        assert server._ready("model") == loaded
 
 
 def test_the_contract_and_the_client_have_sections() -> None:
