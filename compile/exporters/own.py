@@ -43,6 +43,7 @@ from neuron_sum.platform import cpu, threads
 from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.runtimes.weights import PACKED, PLAIN
+from neuron_sum.sections import SectionCoder
 
 HEAD = "head" + PLAIN
 NO_LAYOUT = "not chosen yet"
@@ -141,7 +142,7 @@ def make_plan(source: Source) -> CompilePlan:
     Raises:
         ModelError: For a configuration that the static graphs do not support, or an adapter that cannot be merged or
             does not fit its slot.
-        RecipeError: For a setting that the target does not support.
+        RecipeError: For a setting that the target does not support, or too few new tokens for the headings of sections.
         ResourceError: If this CPU lacks instructions that the dtype needs.
         PlatformError: If this machine has no Neuron compiler.
         CompileError: If there is no C++ compiler.
@@ -153,6 +154,10 @@ def make_plan(source: Source) -> CompilePlan:
     buckets, num_beams = recipe_buckets(recipe)
     adapters, soft_prompt = adapter_room(settings, source.lora, source.soft_prompt_tokens, config.model_type)
     check_context(config, buckets, soft_prompt)
+    if recipe.output.sections:
+        coder = SectionCoder(recipe.output.sections, source.tokenizer())
+        coder.check_length("generate.max_new_tokens", recipe.generate.max_new_tokens)
+        coder.check_length("compile.target_len", max(bucket.target_len for bucket in buckets))
     options = GraphOptions(
         dtype=torch.float32 if settings.dtype == "fp32" else torch.bfloat16,
         kv_dtype=torch.float32 if (settings.kv_dtype or settings.dtype) == "fp32" else torch.bfloat16,

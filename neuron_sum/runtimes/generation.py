@@ -77,6 +77,8 @@ class StepGenerator:
 
     def warm_up(self) -> None:
         """Load every graph and run it once, so that the first request of a bucket is not slow."""
+        if self.sections is not None:
+            _ = self.sections.blank  # decodes the whole vocabulary
         for bucket in self.runtime.buckets:
             rows = [[self.runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
             for num_beams in self.runtime.num_beams:

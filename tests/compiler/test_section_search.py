@@ -224,6 +224,13 @@ def test_without_sections_the_tokens_are_unchanged() -> None:
         assert rows == expected.generate(given, settings) == [until_end(row, ENDS) for row in rows]
 
 
+def test_the_vocabulary_is_decoded_before_the_first_request() -> None:
+    _, generator = both_generators("t5", SECTIONS)
+    assert generator.sections is not None and "blank" not in vars(generator.sections)
+    generator.warm_up()
+    assert "blank" in vars(generator.sections)
+
+
 def test_the_first_token_of_a_summary_is_scored_without_headings() -> None:
     expected, actual = generators("t5")
     given = prompts(3)

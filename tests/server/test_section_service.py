@@ -19,6 +19,8 @@ from section_models import eager_generator
 from service_requests import DIALOGUE, LIMITS
 
 from compile.exporters.optimum import _faults
+from compile.exporters.own import make_plan
+from compile.source import open_source
 from neuron_sum.errors import ArtifactError, ModelError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import SectionConfig
@@ -103,6 +105,12 @@ def test_too_few_tokens_for_the_headings_are_refused(ask: Callable[..., Answer])
     with pytest.raises(ServiceError) as refused:
         ask(json.dumps({"inputs": DIALOGUE, "parameters": {"max_new_tokens": 2}}).encode())
     assert (refused.value.code, refused.value.field) == (422, "parameters.max_new_tokens")
+
+
+@pytest.mark.parametrize("field", ["compile.target_len", "generate.max_new_tokens"])
+def test_graphs_with_too_few_tokens_for_the_headings_are_not_compiled(section_run: Path, field: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{field} = 5: the headings of output\.sections, .* take \d+ tokens"):
+        make_plan(open_source(section_run, None, [f"{field}=5"]))
 
 
 def test_the_local_server_recognizes_that_a_model_with_sections_is_loaded(ask: Callable[..., Answer]) -> None:
