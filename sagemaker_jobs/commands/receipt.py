@@ -188,7 +188,7 @@ def _emit(output: Path, record: "Record", runner: "Runner", again: str) -> None:
     console.emit(
         {**paths, **_as_dict(record, runner)},
         table,
-        f"{counted}; ${record.reserved_usd:.2f} by the times that AWS reports, at most ${record.worst_usd:.2f}",
+        f"{counted}; ${record.reserved_usd:.2f} by the times of its resources, at most ${record.worst_usd:.2f}",
         f"wrote {paths['page']} and {paths['receipt']}",
     )
     failed = [name for name, result in record.results.items() if result.failed]

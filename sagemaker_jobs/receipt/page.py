@@ -22,7 +22,7 @@ def render(record: Record, cells: Mapping[str, Observed]) -> str:
 def _lines(record: Record, cells: Mapping[str, Observed]) -> Iterator[str]:
     yield from ("# Receipt of an AWS account", "")
     yield f"{record.region}, from {record.started} UTC, neuron-sum {record.neuron_sum}."
-    yield f"At most ${record.worst_usd:.2f}; by the times that AWS reports ${record.reserved_usd:.2f}."
+    yield f"At most ${record.worst_usd:.2f}; by the times of its resources ${record.reserved_usd:.2f}."
     yield from ("", "| cell | step and expected result | in an account |", "|---|---|---|")
     for step in ALL.values():
         for cell in step.cells:
@@ -32,7 +32,7 @@ def _lines(record: Record, cells: Mapping[str, Observed]) -> Iterator[str]:
         for cell in step.cells:
             found = cells[cell.name]
             yield f"| {cell.name} | {found.state} | {_flat(found.text)} |"
-    yield from ("", "## Costs", "", "| step | started | at most | by times of AWS |", "|---|---|---|---|")
+    yield from ("", "## Costs", "", "| step | started | at most | by its times |", "|---|---|---|---|")
     for attempt in record.attempts:
         usd = "not known" if attempt.usd is None else f"${attempt.usd:.2f}"
         yield f"| {attempt.step} | {attempt.started} | ${attempt.worst_usd:.2f} | {usd} |"
