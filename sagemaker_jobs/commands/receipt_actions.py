@@ -371,7 +371,7 @@ class AwsActions:
         try:
             self.remove(deployed["run"])
         except AwsError as error:
-            cells["deletion"] = Observed(state="failed", text=error.message)
+            cells["deletion"] = self._failed(error)
         else:
             took = console.duration((_now() - begun).total_seconds())
             cells["deletion"] = Observed(state="passed", text=f"gone after {took}")
@@ -388,9 +388,18 @@ class AwsActions:
             except NeuronSumError as error:
                 if "AccessDenied" in error.message:  # the client of `request` sends this call
                     note_denial(error.message)
-                return Observed(state="failed", text=error.message)
+                return self._failed(error)
         summary = json.dumps(answer["summary_text"], ensure_ascii=False)
         return Observed(state="passed", text=f"{answer['output_tokens']} tokens: {summary:.200}")
+
+    def _failed(self, error: NeuronSumError) -> Observed:
+        """An error as the result of a cell.
+
+        Raises:
+            AwsError: If AWS cannot be reached, or does not accept the credentials any more: the cell stays open.
+        """
+        self.account.call("sts", "get_caller_identity")
+        return Observed(state="failed", text=error.message)
 
     def _expiry(self, step: Step, start: StartOptions) -> Result:
         facts = self.record.results[steps.ENDPOINT].facts
