@@ -84,7 +84,7 @@ class Log:
     Args:
         account: The account that contains the log.
         group: The log group.
-        prefix: The prefix of the names of the streams.
+        prefix: The prefix of the names of the streams; empty: all streams of the group.
     """
 
     def __init__(self, account: Account, group: str, prefix: str) -> None:
@@ -105,7 +105,8 @@ class Log:
                 console.note(line)
         except AwsError as error:
             if self._error is None or not _is_temporary(error):
-                console.note(f"continuing without the log of {self.prefix.rstrip('/')}: {error.message}")
+                name = self.prefix.rstrip("/") or self.group
+                console.note(f"continuing without the log of {name}: {error.message}")
             self._error = error
         else:
             self._error = None
@@ -122,7 +123,7 @@ class Log:
                 "describe_log_streams",
                 "logStreams",
                 logGroupName=self.group,
-                logStreamNamePrefix=self.prefix,
+                **({"logStreamNamePrefix": self.prefix} if self.prefix else {}),
             )
             for stream in sorted(item["logStreamName"] for item in streams):
                 yield from self._read(stream)

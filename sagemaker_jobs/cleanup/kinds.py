@@ -218,8 +218,8 @@ class _EndpointKind(_SageMakerKind):
         if endpoint is None:
             return None
         config = CONFIG.find(account, endpoint["EndpointConfigName"])
-        variants = config["ProductionVariants"] if config else []  # somebody may have added one
-        running = sum(each.get("CurrentInstanceCount") or 0 for each in endpoint.get("ProductionVariants") or [])
+        variants = variants_of(config or {})  # somebody may have added one
+        running = sum(each.get("CurrentInstanceCount") or 0 for each in variants_of(endpoint))
         types = sorted({each["InstanceType"] for each in variants if "InstanceType" in each})
         return Resource(
             self.name,
@@ -231,6 +231,11 @@ class _EndpointKind(_SageMakerKind):
             running or sum(each.get("InitialInstanceCount", 1) for each in variants) or 1,
             _expiry(account, name),
         )
+
+
+def variants_of(described: Request) -> list[dict[str, Any]]:
+    """The production and shadow variants in the description of an endpoint or of its configuration."""
+    return [*(described.get("ProductionVariants") or []), *(described.get("ShadowProductionVariants") or [])]
 
 
 def _expiry(account: Account, endpoint: str) -> str | None:

@@ -1,6 +1,6 @@
 """Rollback of a refused or failed start, and deletion of the leftovers of an earlier one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
@@ -58,7 +58,7 @@ def roll_back(account: Account, launch: Launch) -> None:
     delete(account, Inventory(tuple(found)))
 
 
-def clear_leftovers(account: Account, run: Run, names: Mapping[str, str]) -> None:
+def clear_leftovers(account: Account, run: Run, names: Collection[tuple[str, str]]) -> None:
     """Delete the leftovers of an earlier start of a run, so that a new start does not use them.
 
     A create request whose name is taken counts as done, which would keep an old model or an old expiry.
@@ -66,12 +66,16 @@ def clear_leftovers(account: Account, run: Run, names: Mapping[str, str]) -> Non
     Args:
         account: The account and region.
         run: The run that owns the resources.
-        names: The resources' names by kind, without billed resources.
+        names: The kinds and names of the resources, without billed ones.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    kinds = [kind for kind in KINDS.values() if kind.name in names]
-    left = ((kind, kind.describe(account, names[kind.name], run.id)) for kind in kinds)
+    left = (
+        (kind, kind.describe(account, name, run.id))
+        for kind in KINDS.values()
+        for of_kind, name in names
+        if of_kind == kind.name
+    )
     found = tuple((kind, thing) for kind, thing in left if thing is not None)
     delete(account, Inventory(found))

@@ -73,7 +73,7 @@ def batch(
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
     if reader is not None and model.run is not None:
         # If the last request of an attempt is refused, the next attempt has the same number.
-        unpaid = {"schedule": run.name("batch-expiry", attempt), "model": run.name("batch-model", attempt)}
+        unpaid = [("schedule", run.name("batch-expiry", attempt)), ("model", run.name("batch-model", attempt))]
         rollback.clear_leftovers(reader, run, unpaid)
 
     def prepare(instance: str, failures: int) -> "Attempt[tuple[Job, Answers]]":

@@ -58,14 +58,16 @@ def captured(
     address = capture.address(owner, stack)
     state = "as they are" if hook is None else "redacted"
     where = "also kept" if keep else "deleted"
+    variants = capture.folders_of(fetched.files, output)
     console.emit(
         {
             "run": owner.id,
             "output": str(output),
             "files": files,
+            "variants": {variant: str(folder) for variant, folder in variants.items()},
             "redacted": hook is not None,
             "incomplete": fetched.incomplete,
         },
         f"copied {len(files)} files, {state}, to {output}; {where} in {address}",
-        f"next: neuron-sum watch {quote(output)} --run RUN_FOLDER",
+        *(f"next: neuron-sum watch {quote(folder)} --run RUN_FOLDER" for folder in [*variants.values()] or [output]),
     )

@@ -48,6 +48,14 @@ def deploy(
             "Default: the newest image built by `aws image`."
         ),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Model that gets a copy of each request to the endpoint, on as many instances again; callers get only "
+            "the answers of the first SOURCE, and --capture stores those of both.",
+        ),
+    ] = None,
 ) -> None:
     """Deploy a compiled model to an endpoint that expires automatically; a failure is rolled back."""
     from neuron_sum.platform.containers import VLLM
@@ -73,6 +81,14 @@ def deploy(
             "--detach and --max-instances cannot be combined: autoscaling is set once the endpoint is in service",
             "Use one of them.",
         )
+    if shadow is not None and multi_model:
+        raise AwsError("SageMaker has no shadow variants of multi-model endpoints", "Omit --shadow or --multi-model.")
+    if shadow is not None and hosting.max_instances is not None:
+        raise AwsError(
+            "--shadow and --max-instances cannot be combined: a shadow has a fixed number of instances, and gets every "
+            "request",
+            "Use --instances for the number of instances of each model.",
+        )
     if len(sources) > 1 and not multi_model:
         raise AwsError(
             f"one endpoint cannot serve {len(sources)} models without --multi-model",
@@ -85,7 +101,8 @@ def deploy(
     if hosting.capture is not None and account is not None and not start.dry_run:
         captures.check_lifecycle(account, stack)
     reader = None if start.dry_run and stack.site.account == ANY_ACCOUNT else account
-    models = [endpoint_sources.find_source(text, reader, stack) for text in sources]
+    texts = sources if shadow is None else [*sources, shadow]
+    models = [endpoint_sources.find_source(text, reader, stack) for text in texts]
     if image == VLLM:
         models = [endpoint_sources.inspected(source, reader) for source in models]
         endpoint_sources.check_offline(models, isolated=hosting.network_isolation)
@@ -95,6 +112,11 @@ def deploy(
     target = endpoint_sources.common_target(targets[: len(types)], types)
     image_name = image_uri_of(image, target, reader, stack.site)
     pinned = registry.pin(reader, stack, image_name)
+    copied = None if shadow is None else models.pop()
+    if copied is not None and copied.address_in(stack) == models[0].address_in(stack):
+        raise AwsError(
+            f"--shadow {shadow} is the model that the endpoint serves", "Use another run or archive with --shadow."
+        )
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
     if reader is not None and models[0].run is run:
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
@@ -105,17 +127,19 @@ def deploy(
             )
         if not start.dry_run:
             rollback.clear_leftovers(reader, run, endpoint.unpaid_names(run))
-    name = run.name("endpoint")
+    if copied is not None and hosting.capture is None:
+        console.note("without --capture, the answers of the shadow are lost: only the metrics of both can be compared")
+    name, variants = run.name("endpoint"), 1 if copied is None else 2
 
     def prepare(instance: str, _: int) -> "Attempt[tuple[Launch, Item, str]]":
         chosen = replace(hosting, instance=instance)
-        launch = endpoint.launch(run, models, chosen, pinned, stack, multi_model=multi_model)
+        launch = endpoint.launch(run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied)
 
         def follow(account: "Account", item: "Item") -> "tuple[Launch, Item, str]":
             console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
             if start.detach:
                 return launch, item, "Creating"
-            lifecycle.wait(account, name, price=item.price, instances=hosting.instances)
+            lifecycle.wait(account, name, price=item.price, instances=hosting.instances * variants)
             try:
                 for call in launch.later:
                     calls.create(account, call, run)
@@ -155,12 +179,14 @@ def deploy(
             "expires": None if ends is None else ends.isoformat(),
             "image": image_name,
             "pinned": pinned,
-            "usd_per_hour": round(hourly * hosting.instances, 4),
+            "usd_per_hour": round(hourly * hosting.instances * variants, 4),
+            **({"shadow": shadow} if shadow else {}),
             **({"captured": captured} if captured else {}),
             **({"models": [source.name for source in models]} if multi_model else {}),
         },
         f"{name}: {status} on {instance}\naddress: {address}\nexpires: {lifecycle.format_expiry(ends)}",
-        f"${hourly * hosting.instances:.2f} an hour"
+        *([f"shadow: {shadow} gets a copy of each request; its answers are not returned"] if shadow else []),
+        f"${hourly * hosting.instances * variants:.2f} an hour"
         + (f", ${item.usd_per_hour:.2f} with all instances" if launch.later else ""),
         *([f"captured: {hosting.capture} % of requests, unredacted, in {captured}"] if captured else []),
         f"next: {next_command}",

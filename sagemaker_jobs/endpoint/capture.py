@@ -5,7 +5,7 @@ SageMaker writes requests and answers as it receives them, so nothing in the con
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -90,6 +90,17 @@ def check_lifecycle(account: Account, stack: Stack) -> None:
             f"run neuron-sum aws setup --region {account.region}; if its owner has written other rules, add one "
             "yourself (docs/aws.md, Captured requests)",
         )
+
+
+def folders_of(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Return the folder of each variant with captured files: SageMaker names files ENDPOINT/VARIANT/….
+
+    Args:
+        files: The files that `fetch` returned.
+        folder: Its target folder.
+    """
+    parts = sorted(path.relative_to(folder).parts for path in files)
+    return {each[1]: folder / each[0] / each[1] for each in parts if len(each) > 2}
 
 
 def fetch(

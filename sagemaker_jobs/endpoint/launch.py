@@ -12,8 +12,8 @@ from sagemaker_jobs.launch.schedules import ending
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
 
-VARIANT = "main"
-"""Name of the only production variant of an endpoint."""
+VARIANT, SHADOW = "main", "shadow"
+"""Names of the only production variant of an endpoint, and of its shadow variant, which gets copies of the requests."""
 
 NEURON_HOST = "al2-ami-sagemaker-inference-neuron-2"
 """Host AMI for ml.inf2.*, with version 2.19 of the Neuron driver: SageMaker's default may have an older driver than the
@@ -40,14 +40,15 @@ def scaling_target(run: Run) -> str:
     return f"endpoint/{run.name('endpoint')}/variant/{VARIANT}"
 
 
-def unpaid_names(run: Run) -> dict[str, str]:
-    """The resources that remain after an expiry, by kind, because the schedule deletes only the endpoint."""
-    return {
-        "scaling-target": scaling_target(run),
-        "endpoint-config": run.name("config"),
-        "model": run.name("model"),
-        "schedule": run.name("expiry"),
-    }
+def unpaid_names(run: Run) -> list[tuple[str, str]]:
+    """The kinds and names of what remains after an expiry, because the schedule deletes only the endpoint."""
+    return [
+        ("scaling-target", scaling_target(run)),
+        ("endpoint-config", run.name("config")),
+        ("model", run.name("model")),
+        ("model", run.name("shadow")),
+        ("schedule", run.name("expiry")),
+    ]
 
 
 def launch(
@@ -58,6 +59,7 @@ def launch(
     stack: Stack,
     *,
     multi_model: bool = False,
+    shadow: Source | None = None,
 ) -> Launch:
     """The launch of an endpoint.
 
@@ -68,13 +70,16 @@ def launch(
         image: The full name of the image, which `registry.pin` returned.
         stack: The stack with the bucket and the roles.
         multi_model: Whether each request names its model.
+        shadow: The model that gets copies of the requests, on as many instances of the same type; not with
+            `multi_model`.
 
     Raises:
         AwsError: If SageMaker would refuse the endpoint, or its role may not read a model.
     """
     hosting.check()
     addresses = [source.address_in(stack) for source in sources]
-    stack.check_readable(addresses)
+    shadows = [] if shadow is None else [shadow]
+    stack.check_readable([*addresses, *(source.address_in(stack) for source in shadows)])
     copies: dict[str, str] = {}
     [*_, data] = addresses
     if multi_model:
@@ -95,10 +100,23 @@ def launch(
             network_isolation=hosting.network_isolation,
             multi_model=multi_model,
         ),
-        _config(run, hosting, stack),
+        *(
+            model_call(
+                run,
+                stack,
+                run.name("shadow"),
+                image=image,
+                model_data=source.address_in(stack),
+                environment=source.environment,
+                role=stack.site.role_arn("endpoint"),
+                network_isolation=hosting.network_isolation,
+            )
+            for source in shadows
+        ),
+        _config(run, hosting, stack, shadow=shadow is not None),
         Call("sagemaker", "create_endpoint", endpoint, "endpoint", run.name("endpoint")),
     )
-    channels = tuple(source.channel for source in sources if source.channel is not None)
+    channels = tuple(source.channel for source in [*sources, *shadows] if source.channel is not None)
     return Launch(run, stack, calls, channels, copies, _scaling(run, hosting))
 
 
@@ -156,29 +174,32 @@ def model_call(
     return Call("sagemaker", "create_model", request, "model", name)
 
 
-def _config(run: Run, hosting: EndpointOptions, stack: Stack) -> Call:
+def _config(run: Run, hosting: EndpointOptions, stack: Stack, *, shadow: bool) -> Call:
     """The call that creates the configuration, with timeouts that a compiled model needs to start.
 
     An endpoint cannot be deleted while it is being created. The timeouts let it start or fail within half of its hours.
+    With equal weights, the shadow variant gets a copy of each request (SageMaker's developer guide,
+    model-shadow-deployment).
     """
     key = stack.volume_key(hosting.instance)
     longest = (
         START_TIMEOUT_S if hosting.lifetime_h is None else min(START_TIMEOUT_S, int(hosting.lifetime_h * 3600 / 4))
     )
+    variant = {
+        "VariantName": VARIANT,
+        "ModelName": run.name("model"),
+        "InstanceType": hosting.instance,
+        "InitialInstanceCount": hosting.instances,
+        "InitialVariantWeight": 1.0,
+        "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+        "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
+        **({"InferenceAmiVersion": NEURON_HOST} if hosting.instance.startswith("ml.inf2.") else {}),
+    }
+    shadows = [{**variant, "VariantName": SHADOW, "ModelName": run.name("shadow")}] if shadow else []
     request = {
         "EndpointConfigName": run.name("config"),
-        "ProductionVariants": [
-            {
-                "VariantName": VARIANT,
-                "ModelName": run.name("model"),
-                "InstanceType": hosting.instance,
-                "InitialInstanceCount": hosting.instances,
-                "InitialVariantWeight": 1.0,
-                "ModelDataDownloadTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
-                "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
-                **({"InferenceAmiVersion": NEURON_HOST} if hosting.instance.startswith("ml.inf2.") else {}),
-            }
-        ],
+        "ProductionVariants": [variant],
+        **({"ShadowProductionVariants": shadows} if shadow else {}),
         "Tags": run.tags,
         **({"KmsKeyId": key} if key is not None else {}),
         **({} if hosting.capture is None else {"DataCaptureConfig": capture.config(run, stack, hosting.capture)}),

@@ -11,8 +11,8 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import is_shortage
 from sagemaker_jobs.aws.logs import State, explained, watch
 from sagemaker_jobs.aws.names import ENDPOINT_LOGS, PREFIX, RECIPE_TAG, RUN_TAG, Run, is_run_id
-from sagemaker_jobs.cleanup.kinds import SCALING, hours_since
-from sagemaker_jobs.endpoint.launch import VARIANT, scaling_target
+from sagemaker_jobs.cleanup.kinds import SCALING, hours_since, variants_of
+from sagemaker_jobs.endpoint.launch import SHADOW, VARIANT, scaling_target
 from sagemaker_jobs.launch.schedules import time_of
 
 IN_SERVICE = "InService"
@@ -101,7 +101,7 @@ def wait(account: Account, name: str, *, price: Price | None, instances: int) ->
         account: The account that has the endpoint.
         name: The name of the endpoint.
         price: The price of the endpoint's instance.
-        instances: The number of instances.
+        instances: The number of instances of all variants.
 
     Raises:
         EndpointFailed: If the endpoint fails, with the reason and the known cause from its log.
@@ -117,7 +117,7 @@ def wait(account: Account, name: str, *, price: Price | None, instances: int) ->
             raise gone
         status, seconds = found["EndpointStatus"], hours_since(found["CreationTime"]) * 3600
         ended = status in (*ANSWERS, *FAILED, "Deleting")
-        return found, State(status, ended, seconds, (f"{ENDPOINT_LOGS}{name}", f"{VARIANT}/"), instances)
+        return found, State(status, ended, seconds, (f"{ENDPOINT_LOGS}{name}", ""), instances)
 
     endpoint, state, log = watch(account, name, read, price=price)
     if state.text == "Deleting":
@@ -143,25 +143,29 @@ def expiry_at(account: Account, run: Run) -> datetime | None:
 
 
 def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
-    """The instance type of an endpoint, and its maximum number of instances.
+    """The instance type of an endpoint, and its maximum number of instances, with those of a shadow variant.
 
     Raises:
-        AwsError: If a request fails.
+        AwsError: If a request fails, or somebody changed the variants.
     """
     name = str(endpoint.described["EndpointConfigName"])
     config = account.call("sagemaker", "describe_endpoint_config", EndpointConfigName=name)
-    if len(config["ProductionVariants"]) != 1:
+    variants = {each["VariantName"]: each for each in variants_of(config)}
+    types = {str(each.get("InstanceType", "serverless")) for each in variants.values()}
+    if list(variants) not in ([VARIANT], [VARIANT, SHADOW]) or len(types) > 1:
         raise AwsError(
-            f"{endpoint.name} has {len(config['ProductionVariants'])} variants, but neuron-sum creates one",
+            f"{endpoint.name} has the variants {', '.join(variants)} on {', '.join(sorted(types))}, but neuron-sum "
+            f"creates {VARIANT} and at most {SHADOW}, on one type",
             "Change the configuration back, or delete the endpoint with `neuron-sum aws down`.",
         )
-    [variant] = config["ProductionVariants"]
     found = account.call(
         "application-autoscaling", "describe_scalable_targets", ResourceIds=[scaling_target(endpoint.run)], **SCALING
     )["ScalableTargets"]
-    running = [each.get("DesiredInstanceCount") or 0 for each in endpoint.described.get("ProductionVariants") or []]
-    scaled = [target["MaxCapacity"] for target in found]
-    return str(variant["InstanceType"]), max([variant["InitialInstanceCount"], *running, *scaled])
+    most = {variant: int(each.get("InitialInstanceCount", 1)) for variant, each in variants.items()}
+    for each in variants_of(endpoint.described):
+        most[each["VariantName"]] = max(most.get(each["VariantName"], 0), each.get("DesiredInstanceCount") or 0)
+    most[VARIANT] = max([most[VARIANT], *(target["MaxCapacity"] for target in found)])
+    return types.pop(), sum(most.values())
 
 
 def format_expiry(at: datetime | None) -> str:

@@ -38,7 +38,7 @@ class Use:
 
 
 def uses(calls: Iterable[Call]) -> Iterator[Use]:
-    """Yield what each call of a launch starts; autoscaling counts with its maximum."""
+    """Yield what each call of a launch starts; an endpoint counts with its shadow, and autoscaling with its maximum."""
     sent = list(calls)
     endpoint = next((call.name for call in sent if call.kind == "endpoint"), "")
     most = max((call.request["MaxCapacity"] for call in sent if call.kind == "scaling-target"), default=0)
@@ -54,9 +54,11 @@ def uses(calls: Iterable[Call]) -> Iterator[Use]:
             quota = f"{instance} for transform job usage"
             yield Use(call.kind, call.name, instance, count, quota, "Batch Transform")
         elif call.kind == "endpoint-config":
-            for variant in request["ProductionVariants"]:
-                instance, count = variant["InstanceType"], max(variant["InitialInstanceCount"], most)
-                yield Use("endpoint", endpoint, instance, count, f"{instance} for endpoint usage", "Hosting")
+            [variant] = request["ProductionVariants"]
+            shadows = request.get("ShadowProductionVariants", [])  # of the same type
+            instance, count = variant["InstanceType"], max(variant["InitialInstanceCount"], most)
+            count += sum(each["InitialInstanceCount"] for each in shadows)
+            yield Use("endpoint", endpoint, instance, count, f"{instance} for endpoint usage", "Hosting")
         elif call.kind == "build":
             machine = request["computeTypeOverride"]
             size = machine.rpartition("_")[2].capitalize()  # new accounts often may run no build

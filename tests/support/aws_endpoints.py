@@ -67,30 +67,48 @@ def patch(script: Callable[[], Script]) -> None:
     def create_config(self: Any) -> ActionResult:
         name = self._get_param("EndpointConfigName")
         _new(self.sagemaker_backend.endpoint_configs, name, "endpoint configuration")
+        production, shadows = self._get_param("ProductionVariants"), self._get_param("ShadowProductionVariants") or []
         if "the-test" not in self.headers.get("User-Agent", ""):
-            for variant in self._get_param("ProductionVariants"):
+            for variant in [*production, *shadows]:
                 find(self.sagemaker_backend._models, variant["ModelName"], "model", script())
-            if captured := self._get_param("DataCaptureConfig"):
-                # The role of the model writes the files (SageMaker's developer guide, model-monitor-data-capture).
-                [variant] = self._get_param("ProductionVariants")
                 model = self.sagemaker_backend._models[variant["ModelName"]]
-                arn = captured["DestinationS3Uri"].replace("s3://", "arn:aws:s3:::") + "/file"
-                if not role_may(model.execution_role_arn, "s3:PutObject", arn):
-                    raise refuse("ValidationException", f"The role may not write to {captured['DestinationS3Uri']}.")
+                if captured := self._get_param("DataCaptureConfig"):
+                    # The role of the model writes the files (SageMaker's developer guide, model-monitor-data-capture).
+                    address = captured["DestinationS3Uri"]
+                    arn = address.replace("s3://", "arn:aws:s3:::") + "/file"
+                    if not role_may(model.execution_role_arn, "s3:PutObject", arn):
+                        raise refuse("ValidationException", f"The role may not write to {address}.")
+                if shadows and model.primary_container.get("Mode") == "MultiModel":
+                    # SageMaker's developer guide, shadow-tests: neither serverless nor Inf1 either
+                    raise refuse("ValidationException", "Shadow variants are not supported with multi-model endpoints.")
+            names = [variant["VariantName"] for variant in [*production, *shadows]]
+            if len(set(names)) < len(names):
+                raise refuse("ValidationException", "Variant names must be unique.")
+            if shadows and (len(production), len(shadows)) != (1, 1):
+                # botocore, CreateEndpointConfig, ShadowProductionVariants
+                raise refuse("ValidationException", "Only one production and one shadow variant can be specified.")
             script().unseen.add(name)
-        return _create_config(self)
+        made = _create_config(self)
+        config = self.sagemaker_backend.endpoint_configs[name]
+        for variant in shadows:
+            config.validate_instance_type(variant["InstanceType"])
+        config.shadow_production_variants = shadows  # moto ignores them
+        return made
 
     def create_endpoint(self: Any) -> ActionResult:
         name = self._get_param("EndpointName")
         _new(self.sagemaker_backend.endpoints, name, "endpoint")
         config = self._get_param("EndpointConfigName")
         find(self.sagemaker_backend.endpoint_configs, config, "endpoint configuration", script())
-        variants = self.sagemaker_backend.endpoint_configs[config].production_variants
-        short = any(script().lacks(variant["InstanceType"]) for variant in variants)
+        found = self.sagemaker_backend.endpoint_configs[config]
+        shadows = found.shadow_production_variants
+        types = {variant["InstanceType"] for variant in [*found.production_variants, *shadows]}
+        short = any([script().lacks(instance) for instance in sorted(types)])
         made = _create(self)
         # moto's endpoints are created InService.
         endpoint = self.sagemaker_backend.endpoints[name]
         endpoint.endpoint_status, endpoint.looks, endpoint.short = "Creating", 0, short
+        endpoint.shadow_production_variants = endpoint._process_production_variants(shadows)
         return made
 
     def describe_endpoint(self: Any) -> ActionResult:
@@ -112,7 +130,7 @@ def patch(script: Callable[[], Script]) -> None:
                 endpoint.endpoint_status = script().endpoint_end
                 if script().endpoint_end == "Failed":
                     endpoint.failure_reason = script().reason or None
-                _write_log(endpoint.endpoint_name, script().log)
+                _write_log(endpoint.endpoint_name, script().log_variant, script().log)
         return _describe(self)
 
     def delete_endpoint(self: Any) -> ActionResult:
@@ -155,9 +173,17 @@ def patch(script: Callable[[], Script]) -> None:
         headers = {key: self.headers[key] for key in ("Content-Type", "Accept") if key in self.headers}
         request = urllib.request.Request(url, self.body.encode() if isinstance(self.body, str) else self.body, headers)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
-                kind, text = answer.headers.get("Content-Type", ""), answer.read().decode()
-            _capture(endpoint, headers.get("Content-Type", ""), request.data.decode(), kind, text)
+            kind, text = _answer(request)
+            _capture(endpoint, "main", headers.get("Content-Type", ""), request.data.decode(), kind, text)
+            # A shadow variant gets a copy; its answer is captured, and not returned (shadow-tests).
+            for variant in endpoint.shadow_production_variants:
+                copy = urllib.request.Request(
+                    script().serving[f"{name}/{variant['VariantName']}"], request.data, headers
+                )
+                answer = _answer(copy)
+                _capture(
+                    endpoint, variant["VariantName"], headers.get("Content-Type", ""), request.data.decode(), *answer
+                )
             return 200, {"Content-Type": kind}, text
         except urllib.error.HTTPError as error:
             # A container's answer with a status other than 2xx arrives as ModelError, whose status is 424.
@@ -299,7 +325,12 @@ def _stored(endpoint: Any, target: str) -> bool:
     return container.get("Mode") == "MultiModel" and prefix + target in s3_backends[ACCOUNT]["aws"].buckets[bucket].keys
 
 
-def _capture(endpoint: Any, kind: str, given: str, answer_kind: str, answer: str) -> None:
+def _answer(request: urllib.request.Request) -> tuple[str, str]:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+        return answer.headers.get("Content-Type", ""), answer.read().decode()
+
+
+def _capture(endpoint: Any, variant: str, kind: str, given: str, answer_kind: str, answer: str) -> None:
     """SageMaker writes captured requests as lines into ENDPOINT/VARIANT/YYYY/MM/DD/HH/FILE.jsonl; moto writes none.
 
     A body is stored as text if its content type is in the configuration, otherwise in base64
@@ -326,14 +357,13 @@ def _capture(endpoint: Any, kind: str, given: str, answer_kind: str, answer: str
         "eventVersion": "0",
     }
     bucket, _, prefix = captured["DestinationS3Uri"].removeprefix("s3://").partition("/")
-    [variant] = config.production_variants
-    place = f"{prefix}/{endpoint.endpoint_name}/{variant['VariantName']}/{now:%Y/%m/%d/%H}/{uuid.uuid4()}.jsonl"
+    place = f"{prefix}/{endpoint.endpoint_name}/{variant}/{now:%Y/%m/%d/%H}/{uuid.uuid4()}.jsonl"
     s3_backends[ACCOUNT]["aws"].put_object(bucket, place, (json.dumps(line) + "\n").encode())
 
 
-def _write_log(endpoint: str, lines: tuple[str, ...]) -> None:
+def _write_log(endpoint: str, variant: str, lines: tuple[str, ...]) -> None:
     """Each endpoint has a log group with a stream per instance; moto writes none."""
-    logs, group, stream = logs_backends[ACCOUNT][REGION], f"{LOG_GROUP}/{endpoint}", "main/i-0123456789abcdef0"
+    logs, group, stream = logs_backends[ACCOUNT][REGION], f"{LOG_GROUP}/{endpoint}", f"{variant}/i-0123456789abcdef0"
     if group not in logs.groups:
         logs.create_log_group(group, {})
         logs.create_log_stream(group, stream)

@@ -31,6 +31,7 @@ class Script:
         end: The job's final status.
         reason: The failure reason.
         log: The job's log lines.
+        log_variant: The variant of an endpoint whose container writes them.
         prices: USD per hour by instance and component, as in the Price List; None: the list is unavailable.
         refusals: The answer of AWS to an operation instead of its effect: (code, message, status).
         quotas: The account's quotas by name, as ListServiceQuotas returns them: without those that have only a default;
@@ -58,7 +59,7 @@ class Script:
         endpoint_looks: The number of times an endpoint is described as Creating; None: it stays so.
         endpoint_end: InService or Failed.
         build_end: SUCCEEDED, FAILED, TIMED_OUT or FAULT; its reason and log are those of a job.
-        serving: The URL of a real server for each endpoint, or target model.
+        serving: The URL of a real server for each endpoint, target model, or shadow variant (ENDPOINT/VARIANT).
         notebooks, apps: Other running resources of the account.
     """
 
@@ -70,6 +71,7 @@ class Script:
     end: str = "Completed"
     reason: str = ""
     log: tuple[str, ...] = ()
+    log_variant: str = "main"
     prices: dict[tuple[str, str], list[float]] | None = None
     refusals: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     quotas: dict[str, float] | None = None
