@@ -77,6 +77,7 @@ def image_ready(aws: AwsServer) -> None:
     write_context(Path("context"))
 
 
+SHADOWED = frozenset({"sagemaker.CreateModel", "sagemaker.CreateEndpointConfig"})
 COPIES = frozenset({"s3.HEAD Object", "s3.PUT Object", "sagemaker.CreateModel"})
 ENDPOINT = frozenset(
     {
@@ -151,6 +152,13 @@ COMMANDS = {
         COPIES,
         endpoint_ready,
         COPIES,
+    ),
+    "deploy --shadow": Command(
+        ("aws", "deploy", "one.tar.gz", "--shadow", "other.tar.gz", *CPU),
+        5,
+        SHADOWED,
+        endpoint_ready,
+        SHADOWED,
     ),
     "deploy on the second type": Command(
         ("aws", "deploy", "one.tar.gz", "--instance", "ml.inf2.xlarge,ml.inf2.8xlarge", *IMAGE, "--every", "0.01"),
