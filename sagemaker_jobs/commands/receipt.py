@@ -88,7 +88,8 @@ def receipt(
         runner = Runner(file, record, account, plans, max_usd, actions)
         again = (
             f"neuron-sum aws receipt --resume --output {console.quote(output)} --region {account.region} "
-            f"--max-usd {max_usd!r} --device-size {device_size} --device-hours {device_hours!r}"
+            f"--max-usd {console.quote(max_usd)} --device-size {console.quote(device_size)} "
+            f"--device-hours {console.quote(device_hours)}"
         )
         again += f" --wheelhouse {console.quote(wheelhouse)}" if wheelhouse is not None else ""
         try:
