@@ -343,6 +343,8 @@ def costly_dialogues(target: Target) -> Finding:
         "a: b\n" * 19_000,
         "</s>" * 24_000,
         "[a] " + "b" * 90_000,
+        "\u4e2d" * 99_000,
+        "e" + "\u0301" * 99_000,
     ):
         for accept in ("application/json", "text/event-stream"):
             with httpx.Client(base_url=target.url, timeout=TIMEOUT_S, trust_env=False) as http:

@@ -128,7 +128,8 @@ def _merges(
 
 
 def _join(sentences: Sequence[str], numbers: Sequence[int]) -> str:
-    return " ".join(sentences[number] for number in numbers)
+    """The sentences in one line, which is one turn of the text of a merge."""
+    return " ".join(" ".join(sentences[number] for number in numbers).split())
 
 
 def _grams(text: str) -> tuple[set[str], set[tuple[str, str]]]:

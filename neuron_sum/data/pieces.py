@@ -17,8 +17,11 @@ from neuron_sum.prompts import EncodedPrompt, Prompt, turns_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPEAKER = re.compile(r"(?:#[^\s#]+#:?|\[[^\]\n]{1,40}\]:?|[^\s:,!?][^:,!?\n]{0,40}:)\s+(?=\S)")
-"""The start of a turn: `#Person1#: `, `Anna Hill: ` or `[doctor] `."""
+SPEAKER = re.compile(
+    r"(?:#[^\s#]+#:?\s*|\[[^\]\n]{1,40}\]:?\s*"
+    r"|[^\s:\uff1a,!?\uff0c\u3002][^:\uff1a,!?\uff0c\u3002\n]{0,40}(?::\s+|\uff1a\s*))(?=\S)"
+)
+"""The start of a turn: `#Person1#: `, `Anna Hill: ` or `[doctor] `; also with a full-width colon."""
 
 MARGIN = 4
 """Tokens by which those of several lines together may exceed the sum of those of each line."""
@@ -65,7 +68,7 @@ class Splitter:
         sizes: list[int] = []
         turns = turns_of(dialogue)
         for number, (turn, size) in enumerate(zip(turns, self.count(turns), strict=True)):
-            parts = [turn] if size <= self._room else self._parts(turn, self._room)
+            parts = [turn] if size <= self._room else self._parts(turn)
             lines += [(number, part) for part in parts]
             sizes += [size] if len(parts) == 1 else self.count(parts)
         groups = [lines[start:end] for start, end in pairwise(_boundaries(sizes, self._room))]
@@ -85,26 +88,39 @@ class Splitter:
         pieces: list[Piece] = []
         for group, text, prompt in zip(groups, texts, prompts, strict=True):
             smaller = self._halves(group) if prompt.truncated else []
-            if len(smaller) > 1:
+            if smaller:
                 pieces += self._fitted(smaller)
             else:
                 pieces.append(Piece(text, frozenset(number for number, _ in group), prompt))
         return pieces
 
     def _halves(self, group: Sequence[Line]) -> list[Sequence[Line]]:
+        """The lines in two groups, or a line in two parts, if possible at a space; none for a single character.
+
+        A line can be too long although its tokens were counted: a control token is encoded as several, and a tokenizer
+        may have one token for a run of unknown characters, of which a prompt has only a limited number.
+        """
         if len(group) > 1:
             middle = len(group) // 2
             return [group[:middle], group[middle:]]
         [(number, text)] = group
-        return [[(number, part)] for part in self._parts(text, max(self.count([text])[0] // 2, 1))]
+        speaker = self._speaker(text)
+        if len(text) - len(speaker) < 2:
+            return []
+        middle = (len(speaker) + len(text)) // 2
+        space = text.rfind(" ", len(speaker) + 1, middle)
+        cut = space if space > 0 else middle
+        return [[(number, text[:cut])], [(number, speaker + text[cut:].lstrip())]]
 
-    def _parts(self, turn: str, room: int) -> list[str]:
-        """The parts of a turn with at most `room` tokens each, if that is possible; each begins with its speaker."""
+    def _speaker(self, turn: str) -> str:
+        """The start of a turn that its parts repeat; empty if it takes more than half of a piece."""
         found = SPEAKER.match(turn)
-        speaker = found[0] if found is not None else ""
-        if speaker and 2 * self.count([speaker])[0] > room:
-            speaker = ""
-        room -= self.count([speaker])[0] if speaker else 0
+        return found[0] if found is not None and 2 * self.count([found[0]])[0] <= self._room else ""
+
+    def _parts(self, turn: str) -> list[str]:
+        """The parts of a turn that fit into a piece, if that is possible; each begins with its speaker."""
+        speaker = self._speaker(turn)
+        room = self._room - (self.count([speaker])[0] if speaker else 0)
         units: list[str] = []
         sentences = split_claims(turn[len(speaker) :])
         for sentence, size in zip(sentences, self.count(sentences), strict=True):
@@ -126,10 +142,12 @@ class Splitter:
 def _boundaries(sizes: Sequence[int], room: int) -> list[int]:
     """The first index of each group of consecutive items with at most `room` tokens, and the number of items.
 
-    The groups have about the same number of tokens. An item with more tokens is a group.
+    There are as few groups as possible, if possible with about the same number of tokens. An item with more tokens is a
+    group.
     """
-    groups = _grouped(sizes, room, math.inf)
-    return _grouped(sizes, room, sum(sizes) / max(len(groups) - 1, 1))
+    fewest = _grouped(sizes, room, math.inf)
+    balanced = _grouped(sizes, room, sum(sizes) / max(len(fewest) - 1, 1))
+    return min(balanced, fewest, key=len)
 
 
 def _grouped(sizes: Sequence[int], room: int, enough: float) -> list[int]:

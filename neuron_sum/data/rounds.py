@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from neuron_sum.data.pieces import Piece, Splitter
 from neuron_sum.errors import DataError
-from neuron_sum.prompts import EncodedPrompt, Prompt, turns_of
+from neuron_sum.prompts import EncodedPrompt, Prompt, turns_of, without_control
 from neuron_sum.recipes.schema import DataConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Rounds:
     """The rounds of one dialogue.
 
     Args:
-        prompts: The prompts of the first round.
+        prompts: The prompts of the first round, at least one.
         coverage: The share of the dialogue's turns that they contain uncut, from 0 to 1.
         splitter: Groups the summaries of a round; None for a dialogue with a single prompt.
         merge_until: See DataConfig.
@@ -42,7 +42,8 @@ class Rounds:
     def __init__(
         self, prompts: Sequence[EncodedPrompt], coverage: float, splitter: Splitter | None, merge_until: int
     ) -> None:
-        self.prompts, self.number, self.summary = list(prompts), 0, None if prompts else ""
+        self.prompts, self.number = list(prompts), 0
+        self.summary: str | None = None
         self.coverage, self._splitter, self._merge_until = coverage, splitter, merge_until
         self.truncated = any(prompt.truncated for prompt in prompts)
         self.input_tokens = sum(len(prompt.input_ids) for prompt in prompts)
@@ -137,7 +138,7 @@ def check_lengths(
     if not long:
         return
     hint = "shorten it, or use --set data.long=merge (pieces) or data.long=truncate (cuts its end)"
-    first = prompt.count(tokenizer, dialogues[long[0]])
+    first = prompt.count(tokenizer, without_control(tokenizer, dialogues[long[0]]))
     if len(dialogues) == 1:
         raise DataError(f"the dialogue has {first:,} tokens with the prompt; data.long=refuse allows {limit:,}", hint)
     names = ", ".join(ids[index] for index in long[:LISTED]) + (" …" if len(long) > LISTED else "") if ids else ""

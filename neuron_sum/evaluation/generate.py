@@ -109,7 +109,7 @@ def summarize_all(
     outputs: dict[int, dict[int, list[int]]] = {}
     # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding. The
     # prompts of a dialogue stay together, so that it is finished before the next one.
-    longest = [max((len(prompt.input_ids) for prompt in each.prompts), default=0) for each in rounds]
+    longest = [max(len(prompt.input_ids) for prompt in each.prompts) for each in rounds]
 
     def queue(index: int) -> None:
         outputs[index] = {}

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from neuron_sum.data.encoding import encode
 from neuron_sum.data.examples import Example
 from neuron_sum.data.long_rows import match_sentences, training_rows
-from neuron_sum.data.pieces import SPEAKER, Splitter
+from neuron_sum.data.pieces import SPEAKER, Splitter, _boundaries
 from neuron_sum.data.rounds import Rounds, open_rounds
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RecipeError
@@ -58,21 +59,16 @@ def test_pieces_fit_and_drop_nothing(turns: list[str], tokenizer: Any) -> None:
     dialogue = "\n".join(turns)
     pieces = Splitter(COURSE, tokenizer, LENGTH).split(dialogue)
     expected = turns_of(dialogue)
-    by_turn: dict[int, list[str]] = {}
-    for piece in pieces:
-        assert len(piece.prompt.input_ids) <= LENGTH and not piece.prompt.truncated
-        numbers = sorted(piece.turns)
-        lines = piece.text.split("\n")
-        assert len(lines) >= len(numbers)
-        if expected:
-            for number in numbers:
-                by_turn.setdefault(number, [])
-    assert set(by_turn) == set(range(len(expected)))
-    whole = characters("".join(piece.text for piece in pieces))
-    if all(SPEAKER.match(turn) is None for turn in expected):
-        assert whole == characters("".join(expected))
-    else:
-        assert len(whole) >= len(characters("".join(expected)))
+    assert all(len(piece.prompt.input_ids) <= LENGTH and not piece.prompt.truncated for piece in pieces)
+    assert {number for piece in pieces for number in piece.turns} == set(range(max(len(expected), 1)))
+    rest = characters("".join(expected))
+    for line in "\n".join(piece.text for piece in pieces).split("\n"):
+        text = characters(line)
+        if not rest.startswith(text) and (speaker := SPEAKER.match(line)) is not None:
+            text = text.removeprefix(characters(speaker[0]))
+        assert rest.startswith(text)
+        rest = rest[len(text) :]
+    assert not rest
 
 
 @TOKENIZERS
@@ -87,7 +83,9 @@ def test_a_split_is_between_turns_and_pieces_have_about_the_same_length(tokenize
 
 
 @TOKENIZERS
-@pytest.mark.parametrize("speaker", ["#Person1#: ", "Anna Hill: ", "[doctor] ", "Dr. Lee: "])
+@pytest.mark.parametrize(
+    "speaker", ["#Person1#: ", "#Person1#:", "Anna Hill: ", "[doctor] ", "Dr. Lee: ", "Anna\uff1a"]
+)
 def test_parts_of_a_turn_carry_the_speaker_and_end_with_sentences(tokenizer: Any, speaker: str) -> None:
     sentences = [f"The {word} comes at {word}." for word in ("train", "letter", "doctor", "cake") * 10]
     turn = speaker + " ".join(sentences)
@@ -129,6 +127,28 @@ def test_the_time_of_a_split_does_not_depend_on_the_text() -> None:
         pieces = Splitter(COURSE, T5, LENGTH).split(text)
         assert not any(piece.prompt.truncated for piece in pieces)
     assert time.process_time() - started < 60
+
+
+def test_a_run_of_unknown_characters_is_a_few_pieces(shared_data: Path) -> None:
+    source = str(shared_data / "tokenizers" / "t5" / "spiece.model")
+    splitter = Splitter(COURSE, load_tokenizer(ModelConfig(config={"model_type": "t5"}, tokenizer=source)), LENGTH)
+    for text in ("\u4e2d" * 20_000, "e" + "\u0301" * 20_000, "\u202e" * 20_000):
+        assert splitter.count([text])[0] < 10  # although a prompt takes only a part of the characters
+        pieces = splitter.split(f"#Person1#: {text}")
+        assert len(pieces) == 8 and not any(piece.prompt.truncated for piece in pieces)
+        assert all(piece.text.startswith("#Person1#: ") for piece in pieces)
+        assert "".join(piece.text.removeprefix("#Person1#: ") for piece in pieces) == text
+
+
+@given(sizes=st.lists(st.integers(1, 20), max_size=8))
+def test_there_are_as_few_pieces_as_possible(sizes: list[int]) -> None:
+    bounds = _boundaries(sizes, 20)
+    assert bounds[0] == 0 and bounds[-1] == len(sizes)
+    assert all(sum(sizes[start:end]) <= 20 for start, end in pairwise(bounds))
+    fewest, used = int(bool(sizes)), 0
+    for size in sizes:
+        fewest, used = (fewest, used + size) if used + size <= 20 else (fewest + 1, size)
+    assert len(bounds) - 1 == fewest
 
 
 @TOKENIZERS
@@ -234,6 +254,9 @@ def test_refuse_names_the_dialogues_that_do_not_fit() -> None:
     with pytest.raises(DataError, match=r"1 of 2 dialogues have more than 120 tokens .*: b \(the first has") as error:
         open_rounds(COURSE, T5, ["short", long], refuse, ["a", "b"])
     assert "data.long=merge" in error.value.hint
+    with pytest.raises(DataError, match=r"has [\d,]{3,} tokens") as error:  # each is encoded as several tokens
+        open_rounds(COURSE, T5, ["</s>" * 60], refuse)
+    assert int(error.value.message.split()[3].replace(",", "")) > LENGTH
 
 
 FACTS = ("The train to Leeds leaves at nine.", "A red car is parked outside.", "Lunch costs twelve euros.")
@@ -263,6 +286,16 @@ def test_a_long_row_becomes_pieces_and_merges(tokenizer: Any) -> None:
     made = encode(rows.examples, tokenizer, COURSE, MERGE, decoder_only=tokenizer is LLAMA)
     assert (len(made), made.sources_cut) == (len(rows.examples), 0)
     assert "1 long dialogues are 3 pieces and" in str(rows.note())
+
+
+def test_other_line_breaks_in_a_reference_do_not_shift_its_sentences() -> None:
+    filler = "\n".join(f"#Person1#: Turn {number} has no news." for number in range(12))
+    dialogue = "\n".join(f"#Person2#: {fact}\n{filler}" for fact in FACTS)
+    for mark in "\r\x0b\x0c\x85\u2028":
+        reference = " ".join(fact.replace(" ", mark, 2) for fact in FACTS)
+        rows = training_rows([Example("long", dialogue, (reference,))], T5, COURSE, MERGE)
+        assert [example.references for example in rows.examples[:3]] == [(fact,) for fact in FACTS]
+        assert rows.merges > 0 and rows.examples[-1].references == (reference,)
 
 
 def test_a_model_is_trained_on_pieces_and_merges(tmp_path: Path) -> None:
