@@ -1,5 +1,6 @@
 """The metrics of one system: ROUGE and faithfulness with intervals, speaker-tag fidelity, lengths, and truncation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,9 +172,12 @@ def _metrics(
 
 
 def _coverage(predictions: Sequence[Prediction]) -> float | None:
-    """The mean share of turns that were encoded uncut, in percent; None for a system without a model."""
+    """The mean share of turns that were encoded uncut, in percent; None for a system without a model.
+
+    It is rounded down, so that it is 100 only if no turn was cut.
+    """
     shares = [prediction.coverage for prediction in predictions if prediction.coverage is not None]
-    return round(100 * float(np.mean(shares)), 1) if shares else None
+    return math.floor(1000 * float(np.mean(shares))) / 10 if shares else None
 
 
 def _training(artifact: Artifact) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _scores(comparison: Comparison) -> Table:
             *(_points(metrics["faithfulness"]["scores"].get(name)) for name in names),
             f"{metrics['words_mean']:.0f}",
             "" if tags_right is None else f"{tags_right:.0f} %",
-            "" if metrics["coverage_percent"] is None else f"{metrics['coverage_percent']:.0f} %",
+            "" if metrics["coverage_percent"] is None else f"{int(metrics['coverage_percent'])} %",
             f"{run['trainable_parameters']:,}" if run else "",
             console.size(size) if size else "",
         )

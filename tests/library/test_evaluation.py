@@ -17,6 +17,7 @@ from neuron_sum.data.rounds import open_rounds
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.baselines import lead, longest
+from neuron_sum.evaluation.evaluate import _coverage
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import Prediction, read_predictions
@@ -61,6 +62,13 @@ def test_known_figures_of_dialogsum(
     assert made.returncode == 0, made.stderr
     systems = {system["system"]: system["scores"] for system in json.loads(made.stdout)["systems"]}
     assert [systems[name][kind]["value"] for kind in KINDS] == pytest.approx(expected, abs=0.0051)
+
+
+def test_the_coverage_is_100_percent_only_if_no_turn_is_cut() -> None:
+    shares = [1.0] * 999
+    predictions = [Prediction(str(number), "", coverage=share) for number, share in enumerate((*shares, 0.9))]
+    assert (_coverage(predictions), _coverage(predictions[:-1])) == (99.9, 100)
+    assert _coverage([Prediction("a", "")]) is None
 
 
 def test_each_protocol_setting_changes_the_score(dialogsum_test: tuple[Example, ...]) -> None:
