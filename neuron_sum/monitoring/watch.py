@@ -121,6 +121,7 @@ def watch(paths: Sequence[Path], run: RunFolder, shown: int = 0) -> Watched:
     """
     training = read_statistics(run)
     tokenizer = models.load_tokenizer(ModelConfig(name_or_path=str(run.weights)))
+    in_pieces = run.recipe.data.long == "merge"  # then no answer is truncated, and long dialogues are counted
     evaluated = read_evaluated(run, tokenizer)
     watched, counter = Watched(str(run.path), files=len(paths)), DialogueCounter(unknown_ids(tokenizer))
     answers, entries = Answers(), 0
@@ -136,7 +137,7 @@ def watch(paths: Sequence[Path], run: RunFolder, shown: int = 0) -> Watched:
             reasons = []
             if item.dialogue is not None:
                 watched.dialogues += 1
-                truncated = prompt.truncated if item.truncated is None else item.truncated
+                truncated = prompt.truncated if item.truncated is None or in_pieces else item.truncated
                 if counter.add(prompt.input_ids, truncated=truncated):
                     reasons.append("unknown tokens")
             if item.summary is not None:

@@ -124,6 +124,20 @@ def test_the_answer_says_whether_the_endpoint_truncated(run: RunFolder, tmp_path
     assert measure(watch([tmp_path / "a.jsonl"], run), "dialogues truncated").requests == 0.25
 
 
+def test_long_dialogues_are_counted_although_the_endpoint_summarized_them_in_pieces(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    lines = [
+        line(part(json.dumps({"inputs": dialogue * (9 if number < 16 else 1)})), part(json.dumps([summary(text)])))
+        for number, (dialogue, text) in enumerate(training_pairs(run))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    data = run.recipe.data.model_copy(update={"long": "merge"})
+    merging = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
+    counts = [measure(watch([tmp_path / "a.jsonl"], each), "dialogues truncated").requests for each in (run, merging)]
+    assert counts == [0, 0.25]
+
+
 def test_rejected_requests_count_as_drift_and_so_do_items(run: RunFolder, tmp_path: Path) -> None:
     dialogue, text = training_pairs(run)[0]
     error = {"error": {"code": 413, "message": f"{SECRET} is too long", "field": "inputs"}}
