@@ -152,16 +152,22 @@ def media_type(header: str | None) -> str:
 
 def answer_type(accept: str | None, kind: str, items: int) -> str:
     """The first supported type in Accept, otherwise the request's type; text only for a single item."""
-    accepted = [part.split(";")[0].strip().lower() for part in (accept or "").split(",")]
-    for name in [*(ALIASES.get(name, name) for name in accepted), kind]:
+    for name in [*_accepted(accept), kind]:
         if name in CONTENT_TYPES and (name != TEXT or items == 1):
             return name
     return JSON
 
 
+def _accepted(accept: str | None) -> list[str]:
+    """The content types of an Accept header in its order."""
+    names = (part.split(";")[0].strip().lower() for part in (accept or "").split(","))
+    return [ALIASES.get(name, name) for name in names]
+
+
 def wants_events(accept: str | None) -> bool:
-    """Whether a request accepts server-sent events."""
-    return any(part.split(";")[0].strip().lower() == EVENTS for part in (accept or "").split(","))
+    """Whether server-sent events are the first supported type in Accept."""
+    supported = (name for name in _accepted(accept) if name in (*CONTENT_TYPES, EVENTS))
+    return next(supported, None) == EVENTS
 
 
 def render_event(name: str, data: str) -> str:

@@ -162,7 +162,9 @@ def test_an_error_after_the_first_piece_is_an_event(
 
 def test_a_request_accepts_events_by_name() -> None:
     assert wants_events("text/html, Text/Event-Stream; q=1") and wants_events("text/event-stream")
-    assert not any(map(wants_events, (None, "", "*/*", JSON)))
+    assert wants_events("text/event-stream, application/json")
+    assert not any(map(wants_events, (None, "", "*/*", JSON, "application/json, text/event-stream")))
+    assert not wants_events("application/x-ndjson, text/event-stream")
 
 
 def test_a_failing_piece_is_the_error_of_its_dialogue(
