@@ -35,7 +35,7 @@ STRIDE = 2
 """The number of batches between two items of a request while other requests need the rows."""
 
 LARGE_SHARE = 0.75
-"""The share of the queue that requests of several items may fill; the rest is for single items."""
+"""The share of the queue that requests of several dialogues may fill; the rest is for single dialogues."""
 
 SMOOTHING = 0.2
 """Weight of the newest batch, or of as many items as run together, in the running mean of seconds per item."""
@@ -50,6 +50,8 @@ class Work:
         settings: Generation settings; only items with equal settings share a batch.
         adapter: The adapter's name; None for the base model.
         deadline: Time on the monotonic clock after which no client waits for the result.
+        is_first: Whether it is the first piece of its dialogue, or all of it; the others do not count in the limit of
+            the queue.
         result: The new tokens.
         arrived: Time of arrival on the monotonic clock.
         turn: Position in the order in which items start; the smallest is first.
@@ -61,6 +63,7 @@ class Work:
     settings: GenerateConfig
     adapter: str | None
     deadline: float
+    is_first: bool = True
     result: "Future[list[int]]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
     turn: float = 0.0
@@ -73,7 +76,7 @@ class Batcher:
 
     Args:
         generator: The generator; only this thread runs it.
-        queue_size: Maximum number of waiting items.
+        queue_size: Maximum number of waiting dialogues.
         on_batch: Called with the items and the seconds of every finished batch; of a running batch that others join,
             with every finished item and its seconds in the batch.
     """
@@ -114,13 +117,14 @@ class Batcher:
                 work.turn = self._turn + number * stride
             ahead = sum(work.turn <= works[-1].turn for work in self._queue)
             expected_s = (ahead + len(works)) * self._seconds_per_item
-            room = self._queue_size if len(works) == 1 else int(self._queue_size * LARGE_SHARE)
+            waiting, added = (sum(work.is_first for work in each) for each in (self._queue, works))
+            room = self._queue_size if added == 1 else int(self._queue_size * LARGE_SHARE)
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
             # A request longer than the queue is accepted when the queue is empty; otherwise it would never be.
-            if self._queue and len(self._queue) + len(works) > room and not accepted:
+            if self._queue and waiting + added > room and not accepted:
                 raise ServiceError(
                     503,
-                    f"{len(self._queue)} items are waiting, at most {room} may wait; {RETRY}",
+                    f"{waiting} dialogues are waiting, at most {room} may wait; {RETRY}",
                     None,
                     retry_after_s,
                 )

@@ -91,7 +91,10 @@ class _Job:
 
     def start(self, deadline: float) -> list[Work]:
         """The prompts of the round for the queue."""
-        self.works = [Work(each.input_ids, self.settings, self.adapter, deadline) for each in self.rounds.prompts]
+        self.works = [
+            Work(each.input_ids, self.settings, self.adapter, deadline, is_first=number == 0)
+            for number, each in enumerate(self.rounds.prompts)
+        ]
         return self.works
 
     def texts(self, tokenizer: PreTrainedTokenizerFast, coder: SectionCoder | None) -> list[str] | None:
@@ -111,7 +114,7 @@ class _Job:
             summary_text=text,
             sections=parse_sections(text, sections).texts if sections else None,
             truncated=self.rounds.truncated,
-            coverage=round(self.rounds.coverage, 4),
+            coverage=self.rounds.coverage,
             input_tokens=self.rounds.input_tokens,
             output_tokens=sum(len(work.result.result()) for work in self.works),
         )
@@ -312,8 +315,11 @@ class Service:
                     self._report_pieces(job, record.on_piece)
             await self._wait(works, deadline)
             for job in running:
-                if (texts := job.texts(self._tokenizer, self._coder)) is not None:
+                texts = job.texts(self._tokenizer, self._coder)
+                if texts is not None and len(texts) > 1:
                     await self._in_thread(deadline, job.rounds.close, texts)
+                elif texts is not None:  # nothing to tokenize, so that it does not wait for other requests' texts
+                    job.rounds.close(texts)
             running = [job for job in running if job.error is None and job.rounds.summary is None]
 
     def _report_pieces(self, job: _Job, on_piece: Callable[[Piece], None]) -> None:

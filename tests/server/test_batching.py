@@ -174,6 +174,27 @@ def test_a_full_queue_rejects_requests_with_retry_after(slow: Slow) -> None:
         slow.go.release()
 
 
+def test_the_pieces_of_a_long_dialogue_do_not_fill_the_queue(slow: Slow) -> None:
+    batcher = Batcher(slow, 4, lambda batch, seconds: None)  # type: ignore[arg-type]
+    batcher.submit(works("running"))
+    assert slow.began.acquire(timeout=10)
+    pieces = works(*(f"piece{number}" for number in range(40)))
+    for piece in pieces[1:]:
+        piece.is_first = False
+    batcher.submit(pieces)
+    small = works("small")
+    batcher.submit(small)
+    batcher.submit(works("a"))
+    with pytest.raises(ServiceError, match="3 dialogues are waiting, at most 3 may wait"):
+        batcher.submit(works("b", "c"))
+    for _ in range(2):
+        slow.go.release()
+    assert small[0].result.result(10) == [1]
+    for _ in range(10):
+        slow.go.release()
+    assert all(piece.result.result(10) == [1] for piece in pieces)
+
+
 def test_abandoned_requests_are_not_generated(slow: Slow) -> None:
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     batcher.submit(works("running"))
