@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from artifacts import with_data
 from hypothesis import HealthCheck, given, settings
 from service_requests import DIALOGUE, LIMITS, REFUSED
 
@@ -238,6 +239,24 @@ def test_faults_are_answered_and_the_service_recovers(
     assert set(outcome.statuses) == statuses
     assert outcome.back_s is not None and outcome.back_s < drill.BACK_LIMIT_S
     assert outcome.note == note
+
+
+def test_answers_as_events_reset_the_failures(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
+    artifact = with_data(lora_artifact, tmp_path / "merging", long="merge")
+    with drill.server(artifact.path, LIMITS) as running:
+
+        def is_answered() -> bool:
+            body, headers = {"inputs": "\n".join([DIALOGUE] * 12)}, {"Accept": "text/event-stream"}
+            answer = httpx.post(f"{running.url}/invocations", json=body, headers=headers, timeout=60)
+            assert answer.status_code == 503 or "event: piece" in answer.text
+            return "event: answer" in answer.text
+
+        for _ in range(3):  # more failures than one worker may have in a row
+            [worker] = running.workers()
+            worker.kill()
+            worker.wait(10)
+            assert drill._until(is_answered, drill.BACK_LIMIT_S)
+            assert drill._ping(running.url) == 200
 
 
 def test_too_little_memory_is_rejected(djl_serving: Path, lora_artifact: Artifact) -> None:

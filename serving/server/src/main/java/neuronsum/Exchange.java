@@ -50,6 +50,7 @@ final class Exchange extends ChannelDuplexHandler {
     private ChannelHandlerContext gate;
     private Request open;
     private boolean begun;
+    private boolean successful;
 
     /** State of the current request: reading, then answering; rejected is final. */
     private enum State { IDLE, READING, ANSWERED_EARLY, ANSWERING, REJECTED }
@@ -133,6 +134,9 @@ final class Exchange extends ChannelDuplexHandler {
             return;
         }
         begun = !(part instanceof LastHttpContent);
+        if (part instanceof HttpResponse) {
+            successful = ((HttpResponse) part).status().code() < 400;
+        }
         if (part instanceof LastHttpContent) {
             boolean last = part instanceof HttpResponse && !HttpUtil.isKeepAlive((HttpResponse) part);
             promise = promise.unvoid();
@@ -150,7 +154,7 @@ final class Exchange extends ChannelDuplexHandler {
                     next(ctx);
                 }
             });
-            if (open != null && part instanceof HttpResponse && ((HttpResponse) part).status().code() < 400) {
+            if (open != null && successful) {
                 Workers.resetFailures(open.failures());
             }
         }
