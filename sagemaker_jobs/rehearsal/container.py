@@ -67,7 +67,7 @@ class Ended:
 
 
 class Container:
-    """A container for use in a `with` statement, which ends all of its processes.
+    """A container that is started by a `with` statement, which ends all of its processes, also if the start fails.
 
     Args:
         request: The CreateTrainingJob request.
@@ -101,13 +101,18 @@ class Container:
         self._stopped = False
 
     def __enter__(self) -> "Container":
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self) -> "Container":
-        """Prepare /opt/ml, start the entrypoint, and return the container."""
+    def _start(self) -> None:
+        """Prepare /opt/ml and start the entrypoint."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for name in ("input/config", "input/data", "model", "output", "checkpoints"):
             (self._folder / name).mkdir(parents=True)
@@ -161,7 +166,6 @@ class Container:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        return self
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> Ended | None:
         """Wait until the container ends; it is stopped after the request's MaxRuntimeInSeconds.
@@ -195,19 +199,21 @@ class Container:
 
     def kill(self) -> None:
         """Kill all processes of the container at once, as the loss of the machine would; may be called twice."""
-        if self._process is None:
-            return
         end = time.monotonic() + KILLED_S
         while (processes := [*self._entrypoint(), *running(self.name)]) and time.monotonic() < end:
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             # psutil must not wait for this process's child, because Popen would then lose the exit code.
-            psutil.wait_procs([process for process in processes if process.pid != self._process.pid], timeout=1)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)
+            child = self._process.pid if self._process is not None else None
+            psutil.wait_procs([process for process in processes if process.pid != child], timeout=1)
+            if self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)
+        if self._process is None:  # not started, or interrupted before Popen returned
+            return
         self._process.wait()
-        if self._reader is not None:
+        if self._reader is not None and self._reader.ident is not None:
             self._reader.join(timeout=5)
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -221,9 +227,8 @@ class Container:
 
     def _entrypoint(self) -> list[psutil.Process]:
         """Process 1 of the container, as seen from outside; without namespaces, the started process itself."""
-        assert self._process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
-            if self._process.poll() is None:
+            if self._process is not None and self._process.poll() is None:
                 outer = psutil.Process(self._process.pid)
                 return outer.children() if self._image.isolated else [outer]
         return []

@@ -233,7 +233,7 @@ class Rehearsal:
 
         checkpoints = store.checkpoints(request)
         # All jobs use the same folder, so that without a real /opt/ml the paths in one job's files work in the next.
-        with Container(request, store.fetch, image, self.folder / "ml", checkpoints, on_line).start() as container:
+        with Container(request, store.fetch, image, self.folder / "ml", checkpoints, on_line) as container:
             yield container
 
     def _train_and_kill(self, stage: Stage, launch: Launch, store: LocalStore, image: LocalImage) -> bool:

@@ -10,6 +10,7 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,7 +78,7 @@ def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, 
     lines: list[str] = []
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "from before").touch()
-    with container(SEES, image, tmp_path, lines.append, Environment={"MINE": "1"}).start() as made:
+    with container(SEES, image, tmp_path, lines.append, Environment={"MINE": "1"}) as made:
         ended = made.wait()
         made.write_model(tmp_path / "out" / "model.tar.gz")
     assert ended is not None and ended.status == "Completed", lines
@@ -105,7 +106,7 @@ def test_a_container_has_the_inputs_and_outputs_of_sagemaker(image: LocalImage, 
 
 def test_a_failure_is_reported_like_in_sagemaker(images: dict[str, LocalImage], tmp_path: Path) -> None:
     script = "open(BASE + '/output/failure', 'w').write('no such data' * 200); print('a line'); raise SystemExit(3)"
-    with container(script, images["namespaces"], tmp_path).start() as made:
+    with container(script, images["namespaces"], tmp_path) as made:
         ended = made.wait()
     assert ended is not None and (ended.status, ended.code, ended.last_lines) == ("Failed", 3, ("a line",))
     assert ended.reason is not None and ended.reason.startswith("AlgorithmError: no such data")
@@ -118,14 +119,14 @@ def ready(made: Container, lines: list[str]) -> None:
 
 def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> None:
     lines: list[str] = []
-    with container(SIGTERM_NOTED, image, tmp_path, lines.append).start() as made:
+    with container(SIGTERM_NOTED, image, tmp_path, lines.append) as made:
         ready(made, lines)
         made.stop()
         ended = made.wait()
     assert ended is not None and (ended.status, ended.code) == ("Stopped", 0)
     assert (tmp_path / "ml" / "model" / "saved").read_text() == "in time"
     lines.clear()
-    with container(DEAF, image, tmp_path, lines.append).start() as made:
+    with container(DEAF, image, tmp_path, lines.append) as made:
         ready(made, lines)
         assert running(made.name)
         made.stop(grace_s=0)
@@ -134,10 +135,33 @@ def test_stopping_is_sigterm_then_sigkill(image: LocalImage, tmp_path: Path) -> 
     assert ended is not None and ended.status == "Stopped" and ended.code != 0
 
 
+@pytest.mark.parametrize("owner, name", [(subprocess.Popen, "__init__"), (threading.Thread, "start")])
+def test_an_interrupted_start_leaves_no_process(
+    owner: type, name: str, image: LocalImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, interrupted = getattr(owner, name), list[Any]()
+
+    def interrupt(self: object, *words: Any, **options: Any) -> None:
+        if owner is subprocess.Popen:
+            original(self, *words, **options)
+        if owner is threading.Thread or options.get("start_new_session"):
+            interrupted.append(self)
+            raise KeyboardInterrupt
+
+    made = container(DEAF, image, tmp_path)
+    monkeypatch.setattr(owner, name, interrupt)
+    with pytest.raises(KeyboardInterrupt), made:
+        raise AssertionError("the start was not interrupted")
+    monkeypatch.undo()
+    assert interrupted and gone(made.name)
+    if owner is subprocess.Popen:  # Python itself leaves these to the end of the process
+        interrupted[0].communicate()
+
+
 def test_the_time_limit_is_that_of_the_request(images: dict[str, LocalImage], tmp_path: Path) -> None:
     lines: list[str] = []
     limit = {"MaxRuntimeInSeconds": 0}
-    with container(SIGTERM_NOTED, images["folders"], tmp_path, lines.append, StoppingCondition=limit).start() as made:
+    with container(SIGTERM_NOTED, images["folders"], tmp_path, lines.append, StoppingCondition=limit) as made:
         while "ready" not in lines:
             threading.Event().wait(0.01)
         ended = made.wait()

@@ -54,7 +54,7 @@ def request_for(**changes: Any) -> dict[str, Any]:
 def container(
     script: str, image: LocalImage, folder: Path, on_line: Callable[[str], None] | None = None, **changes: Any
 ) -> Container:
-    """A container that is not started yet."""
+    """A container for a `with` statement."""
 
     def fetch(channel: dict[str, Any], into: Path) -> None:
         if channel["ChannelName"] == "code":
@@ -72,7 +72,7 @@ def orphan(image: LocalImage, folder: Path) -> subprocess.Popen[str]:
         "image = pickle.loads(bytes.fromhex(sys.argv[2]))\n"
         "made = aws_container.container(aws_container.DEAF, image, pathlib.Path(sys.argv[3]), lambda line: print(line, "
         "made.name, flush=True))\n"
-        "made.start(); made.wait()\n"
+        "with made:\n    made.wait()\n"
     )
     import pickle
 

@@ -88,7 +88,6 @@ class _Job(threading.Thread):
         self._download(kept, checkpoints)
         share_graphs(files.cache_folder(), checkpoints / "cache")
         with self.container:
-            self.container.start()
             ended = self.container.wait()
             assert ended is not None
             self._upload(checkpoints, kept)
