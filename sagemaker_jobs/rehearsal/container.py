@@ -45,6 +45,9 @@ LOOK_S = 0.02
 KILLED_S = 10.0
 """Maximum seconds until a killed process is gone, which is usually immediate."""
 
+LOST_S = 1.0
+"""Seconds to look for the process of an interrupted start, which may not exist."""
+
 Fetch = Callable[[Request, Path], None]
 """Function that copies a channel's files into a folder; the channel is an element of the request's InputDataConfig."""
 
@@ -98,7 +101,7 @@ class Container:
         self._last_lines: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        self._stopped = False
+        self._launched = self._stopped = False
 
     def __enter__(self) -> "Container":
         try:
@@ -153,6 +156,7 @@ class Container:
             environment["SAGEMAKER_BASE_DIR"] = str(self._folder)
         # If this process ends, even by SIGKILL, the container also ends.
         follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        self._launched = True
         self._process = subprocess.Popen(
             [*follow, *command],
             env=environment,
@@ -199,18 +203,23 @@ class Container:
 
     def kill(self) -> None:
         """Kill all processes of the container at once, as the loss of the machine would; may be called twice."""
-        end = time.monotonic() + KILLED_S
-        while (processes := [*self._entrypoint(), *running(self.name)]) and time.monotonic() < end:
+        if not self._launched:
+            return
+        begun, killed = time.monotonic(), False
+        while (now := time.monotonic()) < begun + KILLED_S:
+            processes = [*self._entrypoint(), *running(self.name)]
+            if self._process is None:  # Popen was interrupted; a process cannot be found while it executes a new file
+                ended = killed or now > begun + LOST_S
+            else:
+                ended = self._process.poll() is not None
+            if ended and not processes:
+                break
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            # psutil must not wait for this process's child, because Popen would then lose the exit code.
-            child = self._process.pid if self._process is not None else None
-            psutil.wait_procs([process for process in processes if process.pid != child], timeout=1)
-            if self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1)
-        if self._process is None:  # not started, or interrupted before Popen returned
+                    killed = True
+            time.sleep(LOOK_S)
+        if self._process is None:
             return
         self._process.wait()
         if self._reader is not None and self._reader.ident is not None:
