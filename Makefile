@@ -1,6 +1,6 @@
 # make demo      tune, compile, compare and serve a pretrained model on this machine
 # make test      run the tests; fault injection covers each AWS call with one failure mode
-# make test-all  run the tests; fault injection covers each AWS call with every failure mode
+# make test-all  run the tests; fault injection covers each AWS call with every failure mode, and slow tests all cases
 # make check     check formatting, lint, types, generated files, spelling, prose and the documentation site
 # make docs      build the documentation site in site/
 #

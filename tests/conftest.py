@@ -38,6 +38,10 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests begin first, so that xdist's workers end at about the same time."""
+    if os.environ.get("NEURON_SUM_ALL_FAULTS") != "1":
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="another case of a test: `make test-all` runs it"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -121,7 +121,7 @@ def test_a_compiled_qwen3_generates_the_tokens_of_transformers(qwen3_run: Path, 
         assert generator.generate(prompts, asked) == expected
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("bf16", marks=pytest.mark.thorough), "int8"])
 def test_bf16_and_int8_are_stored_in_that_type_and_verified(
     micro_run: Path, lora_artifact: Artifact, tmp_path: Path, dtype: str
 ) -> None:
@@ -314,7 +314,9 @@ def started(micro_run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
         process.kill()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough), signal.SIGKILL]
+)
 def test_an_interrupted_compile_leaves_no_partial_files_and_resumes(
     started: tuple[subprocess.Popen[str], Path], neuron_sum: CommandLine, micro_run: Path, how: signal.Signals
 ) -> None:

@@ -362,6 +362,7 @@ def test_real_weights_generate_the_tokens_of_transformers(upstream: Upstream, sm
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_llama_in_bf16_is_exported_loaded_and_run(upstream: Upstream, llama_run: Path, tmp_path: Path) -> None:
     """The documented command's dtype; a CPU rounds bf16 differently from a device, so not every token is compared."""
     made = exported(upstream, llama_run, tmp_path / "artifact", [*LLAMA_SHAPE, "compile.dtype=bf16"])
@@ -435,7 +436,10 @@ FAILURES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize(
+    "failure",
+    [pytest.param(each, marks=[pytest.mark.thorough] if number else []) for number, each in enumerate(FAILURES)],
+)
 def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp_path: Path, failure: str) -> None:
     """Usually neuronx-cc, the exporter's child, is killed; its log is in a folder that is deleted."""
     words, is_memory = FAILURES[failure]
@@ -464,6 +468,7 @@ def test_a_failed_compiler_is_explained(upstream: Upstream, llama_run: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_other_families_generate_the_tokens_of_transformers(upstream: Upstream, tmp_path: Path) -> None:
     """Biases, normalized queries and keys with wide heads, and layers without rotation; tied and untied heads."""
     kinds, vocabulary = ("qwen2", "qwen3", "smollm3"), {"vocab_size": 300}
@@ -604,6 +609,7 @@ def test_a_t5_generates_the_tokens_of_transformers_for_one_prompt_at_a_time(upst
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_beams_of_a_t5_differ_in_scoring_and_stopping(upstream: Upstream, t5_beams: Exported) -> None:
     """Without a length penalty they match transformers; with one, two differences of upstream change some of them."""
     prompts = t5_beams.prompts(24)

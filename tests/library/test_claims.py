@@ -233,7 +233,7 @@ def test_claim_scores_are_reused_until_something_changes(
     assert score_claims(first, summaries, dialogues, folder) == scored
 
 
-@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("t5", marks=pytest.mark.thorough), "llama"])
 def test_an_artifact_scores_as_its_run_does(checkers: dict[str, Path], family: str, tmp_path: Path) -> None:
     artifact = compiled(checkers[family], tmp_path / "artifact", "compile.source_lens=[320]")
     claims = ["Ann bought apples.", "Bob likes fruit.", "Rosa sells fruit.", "Ann is here."]

@@ -309,7 +309,14 @@ def test_plain_transformers_loads_the_result_of_a_packed_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "method"), [("micro", "full"), ("micro", "prompt_tuning"), ("micro_llama", "lora")])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param("micro", "full", marks=pytest.mark.thorough),
+        pytest.param("micro", "prompt_tuning", marks=pytest.mark.thorough),
+        ("micro_llama", "lora"),
+    ],
+)
 def test_a_killed_packed_run_resumes_to_the_same_weights_bit_for_bit(
     tmp_path: Path, request: pytest.FixtureRequest, family: str, method: str
 ) -> None:
@@ -324,7 +331,7 @@ def test_a_killed_packed_run_resumes_to_the_same_weights_bit_for_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["buckets", "packed"])
+@pytest.mark.parametrize("plan", [pytest.param("buckets", marks=pytest.mark.thorough), "packed"])
 def test_two_processes_share_the_rows_of_one(tmp_path: Path, micro: Path, neuron_sum: CommandLine, plan: str) -> None:
     common = (
         f"train.shapes.plan={plan}",

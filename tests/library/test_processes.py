@@ -83,7 +83,9 @@ def test_the_processes_option_starts_that_number(tmp_path: Path, micro: Path, ne
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.thorough)]
+)
 def test_a_signal_reaches_every_process_and_all_save_and_end_together(tmp_path: Path, micro: Path, number: int) -> None:
     process = start(tmp_path, str(micro), "train.max_steps=100000", "train.save_steps=10", *TWO, "--output", "run")
     wait_for(tmp_path / "run" / "checkpoints" / "checkpoint-10" / "complete", process)

@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path: Path, mi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, micro_llama: Path, number: int) -> None:
     arguments = (str(micro_llama), *LONG)
     process = start(tmp_path, *arguments, "--output", "stopped")
