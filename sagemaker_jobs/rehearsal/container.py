@@ -208,10 +208,8 @@ class Container:
         begun, killed = time.monotonic(), False
         while (now := time.monotonic()) < begun + KILLED_S:
             processes = [*self._entrypoint(), *running(self.name)]
-            if self._process is None:  # Popen was interrupted; a process cannot be found while it executes a new file
-                ended = killed or now > begun + LOST_S
-            else:
-                ended = self._process.poll() is not None
+            # If Popen was interrupted: a process cannot be found while it executes a new file.
+            ended = (killed or now > begun + LOST_S) if self._process is None else self._process.poll() is not None
             if ended and not processes:
                 break
             for process in processes:
