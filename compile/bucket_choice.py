@@ -8,9 +8,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.data.buckets import best_buckets
+from neuron_sum.data.encoding import target_tokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError
-from neuron_sum.recipes.schema import LIMITS, DataConfig, Recipe, SplitFiles
+from neuron_sum.recipes.schema import LIMITS, DataConfig, OutputConfig, Recipe, SplitFiles
 
 LONGEST = 1_000_000
 """Tokens after which a prompt is truncated; the maximum of data.max_source_length."""
@@ -44,7 +45,7 @@ class DataLengths:
     Attributes:
         origin: The name of the data set in messages.
         source: Tokens of each prompt, including the template.
-        target: Tokens of each summary, including the end token.
+        target: Tokens of each summary as in training, including the end token.
     """
 
     origin: str
@@ -95,14 +96,15 @@ def measure(data: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Da
         DataError: If there are no dialogues.
     """
     config = _data_config(data, recipe)
-    dataset = load_dataset(config) if config.source == "sample" else load_dataset(config, recipe.output)
+    output = OutputConfig() if config.source == "sample" else recipe.output
+    dataset = load_dataset(config, output)
     examples = [example for split in dataset.splits.values() for example in split]
     if not examples:
         raise DataError(f"{dataset.origin} has no dialogues", "use a file or a folder with dialogues")
     dialogues = [example.dialogue for example in examples]
     sources = recipe.prompt.resolve().encode(tokenizer, dialogues, LONGEST)
-    targets = tokenizer([example.references[0] for example in examples])["input_ids"]
-    return DataLengths(dataset.origin, [len(source.input_ids) for source in sources], [len(row) for row in targets])
+    targets, _ = target_tokens([example.references[0] for example in examples], tokenizer, LONGEST, output.sections)
+    return DataLengths(dataset.origin, [len(source.input_ids) for source in sources], [len(row) + 1 for row in targets])
 
 
 def _data_config(data: str, recipe: Recipe) -> DataConfig:

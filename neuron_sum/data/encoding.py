@@ -90,7 +90,7 @@ def encode(
     else:
         sources = prompt.encode(tokenizer, dialogues, data.max_source_length)
     references = [reference for example in examples for reference in example.references]
-    tokenized, is_cut = _targets(references, tokenizer, data.max_target_length, sections)
+    tokenized, is_cut = target_tokens(references, tokenizer, data.max_target_length, sections)
     targets = iter([[*target[: data.max_target_length - 1], tokenizer.eos_token_id] for target in tokenized])
     features: list[Features] = []
     used: list[Example] = []
@@ -114,10 +114,20 @@ def encode(
     )
 
 
-def _targets(
+def target_tokens(
     references: Sequence[str], tokenizer: "PreTrainedTokenizerBase", longest: int, sections: Sections
 ) -> tuple[list[list[int]], list[bool]]:
-    """The tokens of summaries without an end token, and whether each is cut."""
+    """The tokens of summaries without an end token, and whether each is cut.
+
+    Args:
+        references: The summaries.
+        tokenizer: A fast tokenizer.
+        longest: Maximum number of tokens with the end token; longer summaries are not cut here.
+        sections: The sections of the summaries.
+
+    Raises:
+        RecipeError: If the headings of the sections do not fit into `longest`.
+    """
     if sections:
         coder = SectionCoder(sections, tokenizer)
         coder.check_length("data.max_target_length", longest, has_end=True)

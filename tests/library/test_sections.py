@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from section_models import SECTIONS, byte_level, sentencepiece
 
+from compile.bucket_choice import measure
 from neuron_sum.data.encoding import IGNORED, encode
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
@@ -18,7 +19,7 @@ from neuron_sum.evaluation.sections import section_metrics
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.prompts import Prompt
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, ModelConfig, OutputConfig, SectionConfig
+from neuron_sum.recipes.schema import DataConfig, EvaluateConfig, ModelConfig, OutputConfig, SectionConfig, SplitFiles
 from neuron_sum.sections import SectionCoder, parse_sections, unknown_headings, without_headings, write_sections
 
 OUTPUT = OutputConfig(sections=SECTIONS)
@@ -209,6 +210,24 @@ def test_lengths_that_do_not_fit_all_headings_are_errors() -> None:
         encoded(needed - 1)
     assert f"data.max_target_length={needed};" in str(raised.value.hint)
     assert len(encoded(needed)) == needed
+
+
+def test_planned_lengths_count_the_tokens_of_training(tmp_path: Path) -> None:
+    texts = ["Reason: It is cold.\nActions: Close the window.", "ACTIONS\nNone.\nREASON\nA  long   text."]
+    lines = [json.dumps({"dialogue": f"A: {text}", "summary": text}) + "\n" for text in texts]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    recipe = load_recipe("tiny", ["output.sections=[reason, {name: follow_up, required: false}, actions]"])
+    for make in (sentencepiece, byte_level):
+        tokenizer = make()
+        lengths = measure(str(tmp_path / "data.jsonl"), recipe, tokenizer)
+        dataset = load_dataset(
+            DataConfig(source="jsonl", path=str(tmp_path), files=SplitFiles(train="data.jsonl")), recipe.output
+        )
+        data = recipe.data.model_copy(update={"max_target_length": 200})
+        rows = encode(
+            dataset["train"], tokenizer, Prompt("{dialogue}"), data, decoder_only=False, sections=recipe.output.sections
+        )
+        assert lengths.target == [len(row["labels"]) for row in rows.features]
 
 
 def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headings() -> None:
