@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from neuron_sum.evaluation.compare import Comparison
+    from neuron_sum.evaluation.minimum import Minimum
     from neuron_sum.evaluation.prediction_files import PredictionColumns
     from neuron_sum.evaluation.predictions import Prediction
     from neuron_sum.evaluation.session import Session
@@ -125,6 +126,7 @@ def compare(
     base: str | None = None,
     output: str | Path = "comparison",
     columns: "PredictionColumns | None" = None,
+    minima: "Sequence[Minimum]" = (),
     progress: bool = False,
 ) -> Report:
     """Compares systems with each other and with the human summaries; writes report.html and comparison.json.
@@ -136,6 +138,7 @@ def compare(
         base: The base model (folder or hub id) of all adapters. Default: the one that adapter_config.json names.
         output: The output folder.
         columns: The columns of predictions files.
+        minima: Minimum scores for `evaluation.minimum.check_minima`; checked here is only that they will be computed.
         progress: Whether to print progress to standard error.
 
     Returns:
@@ -148,9 +151,9 @@ def compare(
         raise RunError(f"not a list of systems: {systems!r:.100}", 'use a list, such as compare(["untuned", run])')
     if isinstance(systems, Mapping):
         named = {str(name): _spec(system) for name, system in systems.items()}
-        return _report(named, recipe, overrides, base, output, columns, progress)
+        return _report(named, recipe, overrides, base, output, columns, progress, minima)
     specs = [_spec(system) for system in systems]
-    return _report(specs, recipe, overrides, base, output, columns, progress)
+    return _report(specs, recipe, overrides, base, output, columns, progress, minima)
 
 
 class Summarizer:
@@ -288,6 +291,7 @@ def _report(
     output: str | Path | None,
     columns: "PredictionColumns | None",
     progress: bool,
+    minima: "Sequence[Minimum]" = (),
 ) -> Report:
     with api_call(progress):
         from neuron_sum.evaluation.prediction_files import PredictionColumns
@@ -295,7 +299,7 @@ def _report(
         from neuron_sum.evaluation.systems import parse_systems
 
         systems = parse_systems(specs, base)
-        session = Session(systems, recipe, overrides, columns or PredictionColumns())
+        session = Session(systems, recipe, overrides, columns or PredictionColumns(), minima)
         folder = Path(output) if output is not None else session.default_folder()
         with session.locked():
             return Report(write_comparison(session, folder, systems), folder / "report.html")

@@ -80,7 +80,14 @@ def compare(
         check_systems(parse_systems(systems, base), minima)
     columns = _columns(prediction_column, reference_column, id_column, dialogue_column)
     report = api.compare(
-        systems, recipe=recipe, overrides=overrides or (), base=base, output=output, columns=columns, progress=True
+        systems,
+        recipe=recipe,
+        overrides=overrides or (),
+        base=base,
+        output=output,
+        columns=columns,
+        minima=minima,
+        progress=True,
     )
     _print(report)
     if minima:

@@ -9,6 +9,7 @@ from neuron_sum.errors import RecipeError, ScoreError
 from neuron_sum.evaluation.claims import CLAIMS
 from neuron_sum.evaluation.compare import Comparison, reference_of
 from neuron_sum.evaluation.preferences import SCORES
+from neuron_sum.evaluation.rouge import ROUGE_TYPES
 from neuron_sum.evaluation.systems import System
 
 
@@ -64,20 +65,36 @@ def check_systems(systems: Sequence[System], minima: Sequence[Minimum]) -> None:
             )
 
 
+def check_scores(minima: Sequence[Minimum], *, has_checker: bool, has_dialogues: bool) -> None:
+    """Check, before an evaluation, that it computes the scores.
+
+    Args:
+        minima: The minimum scores.
+        has_checker: Whether the claims are scored.
+        has_dialogues: Whether every example has a dialogue.
+
+    Raises:
+        RecipeError: If a score will not be computed.
+    """
+    for minimum in minima:
+        if minimum.score == CLAIMS and not has_checker:
+            raise RecipeError(
+                f"--fail-below {minimum}: no model scores the claims",
+                "repeat the command with the checker, as --set evaluate.claims.model=RUN",
+            )
+        if minimum.score not in ROUGE_TYPES.values() and not has_dialogues:
+            raise RecipeError(
+                f"--fail-below {minimum}: examples without a dialogue have no score {minimum.score}",
+                "set the column of the dialogues with --dialogue-column, or the data with --recipe",
+            )
+
+
 def check_minima(comparison: Comparison, minima: Sequence[Minimum]) -> None:
     """Compare the models with the minimum scores.
 
     Raises:
         ScoreError: If a model has a lower score; names all of them.
-        RecipeError: If a model has no such score.
     """
-    for minimum in minima:
-        for each in comparison.evaluations:
-            if each.system.builtin is None and minimum.score not in (*each.scores, *each.faithfulness):
-                raise RecipeError(
-                    f"--fail-below {minimum}: {each.system.name} has no score {minimum.score}",
-                    f"use data with dialogues, and for {CLAIMS} also --set evaluate.claims.model=RUN",
-                )
     if missed := list(_missed(comparison, minima)):
         raise ScoreError("; ".join(missed), "keep the previous model; report.html shows the summaries of both")
 

@@ -12,6 +12,7 @@ from neuron_sum.errors import DataError, RunError
 from neuron_sum.evaluation.claims import Checker
 from neuron_sum.evaluation.compare import Comparison, compare
 from neuron_sum.evaluation.evaluate import evaluate_system
+from neuron_sum.evaluation.minimum import Minimum, check_scores
 from neuron_sum.evaluation.prediction_files import PredictionColumns
 from neuron_sum.evaluation.predictions import read_predictions
 from neuron_sum.evaluation.preferences import preferences_of
@@ -30,6 +31,13 @@ class Session:
     The data and the ROUGE protocol come from --recipe, or else from the first run or artifact; prompt and generation
     settings come from the recipe of each system. With neither, a predictions file must contain references.
 
+    Args:
+        systems: The systems.
+        recipe: The recipe for data and protocol; None for that of the first run or artifact.
+        overrides: Changes to the recipes.
+        columns: The columns of predictions files.
+        minima: Minimum scores, which `run` checks to be among those that it will compute.
+
     Attributes:
         origin: The name of the data.
         license: The data's licence.
@@ -44,8 +52,9 @@ class Session:
         recipe: RecipeSource | None,
         overrides: Sequence[str],
         columns: PredictionColumns,
+        minima: Sequence[Minimum] = (),
     ) -> None:
-        self._systems, self._columns = systems, columns
+        self._systems, self._columns, self._minima = systems, columns, minima
         self._uses_data_of_runs = recipe is None  # then predictions may be stored in the folders of the runs
         self._first_run = next((system.run for system in systems if system.run is not None), None)
         self._system_recipes = {
@@ -116,6 +125,7 @@ class Session:
                 )
             if missing < len(self._examples):
                 console.warn(f"{lacking}, so that there are no scores of faithfulness")
+        check_scores(self._minima, has_checker=checking is not None, has_dialogues=not missing)
         checker = Checker(checking) if checking is not None else None
         for system in self._systems:
             recipe = self._recipe

@@ -137,7 +137,7 @@ def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: Co
     code, error = compare("ROUGE-1=+1", systems=("peft",))
     assert code == 3
     assert "--fail-below ROUGE-1=+1: no model other than the first system or untuned is among the systems" in error
-    for wrong in ("ROUGE-9=1", "ROUGE-1", "ROUGE-1=", "ROUGE-1=nan", "ROUGE-1=a", "=1"):
+    for wrong in ("ROUGE-9=1", "ROUGE-1", "ROUGE-1=", "ROUGE-1=nan", "ROUGE-1=a", "=1", "reason=1"):
         with pytest.raises(
             RecipeError, match=f"--fail-below {wrong}: not SCORE=POINTS with a score of ROUGE-1, ROUGE-2"
         ):
@@ -147,10 +147,15 @@ def test_a_score_below_the_minimum_stops_a_script(tmp_path: Path, neuron_sum: Co
 def test_a_minimum_of_a_score_that_a_system_lacks_is_an_error(tmp_path: Path, neuron_sum: CommandLine) -> None:
     (tmp_path / "results.csv").write_text(RESULTS)
     command = ("compare", "results.csv#original", "--reference-column", "human", "--fail-below")
-    for score in ("facts", "support", "claims"):
+    for score, fault in (
+        ("facts", "examples without a dialogue have no score facts"),
+        ("support", "examples without a dialogue have no score support"),
+        ("claims", "no model scores the claims"),
+    ):
         made = neuron_sum(*command, f"{score}=90")
         assert made.returncode == 3
-        assert f"--fail-below {score}=90: original has no score {score}" in made.stderr, "the file has no dialogues"
+        assert f"--fail-below {score}=90: {fault}" in made.stderr
+        assert not list((tmp_path / "comparison").iterdir()), "it is not an error before the evaluation"
     dialogues = "dialogue,human,original\nA: Hi.,A says hi.,A says hi to Bo.\n"
     (tmp_path / "results.csv").write_text(dialogues)
     made = neuron_sum(*command, "facts=1")
