@@ -253,7 +253,7 @@ def _rated_comparison() -> Files:
             left="second",
             right="first",
             choice=choices[number % len(choices)],
-            reason="",
+            reason="shorter" if rater == "Bob" else "",
             pair=pair.key,
             time=datetime(2026, 1, 2, tzinfo=timezone.utc),
         ).model_dump(mode="json")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.errors import RunError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ ReferenceColumn = Annotated[
 ]
 DialogueColumn = Annotated[str, typer.Option(help="Column of a predictions file with the dialogue, for speaker tags.")]
 IdColumn = Annotated[str, typer.Option(help="Column of a predictions file with the id of the example.")]
+DIALOGUES, SEED, PORT = 50, 42, 8082
+"""Defaults of `rate`."""
 
 
 def evaluate(
@@ -101,9 +104,9 @@ def rate(
     systems: Annotated[
         list[str] | None, typer.Option("--system", help="System to rate; repeat it for each. Default: all.")
     ] = None,
-    dialogues: Annotated[int, typer.Option(min=1, help="Number of dialogues to rate.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the dialogues, their order and the sides.")] = 42,
-    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 for any free port.")] = 8082,
+    dialogues: Annotated[int, typer.Option(min=1, help="Number of dialogues to rate.")] = DIALOGUES,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the dialogues, their order and the sides.")] = SEED,
+    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 for any free port.")] = PORT,
     results: Annotated[
         bool, typer.Option("--results", help="Print the results of all ratings so far; do not serve the page.")
     ] = False,
@@ -116,6 +119,11 @@ def rate(
     from neuron_sum.local_page import wait_for_interrupt
     from neuron_sum.recipes.schema import EvaluateConfig
 
+    options = {
+        "--system": bool(systems), "--dialogues": dialogues != DIALOGUES, "--seed": seed != SEED, "--port": port != PORT
+    }  # fmt: skip
+    if results and (unused := [name for name, is_given in options.items() if is_given]):
+        raise RunError(f"--results does not use {', '.join(unused)}", f"omit {' and '.join(unused)}")
     entries = read_texts(comparison)
     command = f"`neuron-sum rate {console.quote(comparison)}"
     if results:

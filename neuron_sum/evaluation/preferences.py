@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -89,6 +89,23 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """The reason of a rater for a choice.
+
+    Attributes:
+        example: The id of the dialogue.
+        systems: The two systems.
+        choice: The preferred system, "equal" or "both bad".
+        text: The reason.
+    """
+
+    example: str
+    systems: tuple[str, str]
+    choice: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Preferences:
     """The results of the ratings of a comparison.
 
@@ -100,6 +117,7 @@ class Preferences:
         agreement: Agreement of the raters.
         correlations: By score, the rank correlation of its differences between two systems with the preferences; only
             for ten or more dialogues.
+        reasons: The reasons of the raters, oldest first; without their names, because reports are shared.
     """
 
     raters: int
@@ -108,6 +126,7 @@ class Preferences:
     win_rates: Sequence[WinRate]
     agreement: Agreement
     correlations: dict[str, Interval]
+    reasons: Sequence[Reason]
 
     def as_dict(self) -> dict[str, Any]:
         """The entry in comparison.json."""
@@ -118,6 +137,7 @@ class Preferences:
             "win_rates": [each.as_dict() for each in self.win_rates],
             "agreement": vars(self.agreement),
             "correlations": {name: interval.as_dict() for name, interval in self.correlations.items()},
+            "reasons": [{**vars(each), "systems": list(each.systems)} for each in self.reasons],
         }
 
 
@@ -167,7 +187,18 @@ def preferences_of(folder: Path, entries: Iterable[Mapping[str, Any]], config: E
         win_rates=[_win_rate(systems, group, config) for systems, group in by_systems.items()],
         agreement=_agreement(rated),
         correlations=_correlations(rated, config),
+        reasons=list(_reasons(pairs, ratings.values())),
     )
+
+
+def _reasons(pairs: Iterable[Pair], ratings: Iterable[Rating]) -> Iterator[Reason]:
+    by_key = {pair.key: pair for pair in pairs}
+    for rating in ratings:
+        if rating.reason:
+            pair = by_key[rating.pair]
+            chosen = {FIRST: pair.systems[0], SECOND: pair.systems[1]}
+            value = _value(pair, rating)
+            yield Reason(pair.example, pair.systems, chosen.get(value, value), rating.reason)
 
 
 def _rated(pairs: Iterable[Pair], ratings: Mapping[tuple[str, str], Rating]) -> Iterable[_Rated]:

@@ -298,6 +298,9 @@ def test_compare_shows_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "Human ratings" not in (folder / "report.html").read_text()
     session = session_of(folder)
     rate_all(session, "Ann", "shorter")
+    view = session.next("Bob")
+    preferred = "left" if view["pair"]["left"].startswith("A cat") else "right"
+    session.choose("Bob", 0, preferred, "<b>It names</b>\nthe animal.")
     rate_all(session, "Bob", "equal")
     made = neuron_sum(*command)
     assert made.exit_code == 0, made.stderr
@@ -313,6 +316,14 @@ def test_compare_shows_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (found["ratings"], found["win_rates"][0]["systems"]) == (24, ["old", "new"])
     assert {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "facts", "support"} == set(found["correlations"])
     assert json.loads(neuron_sum("rate", "--results", "--json").stdout)["ratings"] == found
+    [reason] = found["reasons"]
+    assert (reason["systems"], reason["choice"], reason["text"]) == (
+        ["old", "new"],
+        "new",
+        "<b>It names</b>\nthe animal.",
+    )
+    page = (folder / "report.html").read_text()
+    assert "&lt;b&gt;It names&lt;/b&gt;\nthe animal." in page and "Bob" not in page
 
     (tmp_path / "results.csv").write_text(RESULTS.replace("A dog", "The dog"))
     made = neuron_sum(*command)
@@ -335,6 +346,11 @@ def test_compare_shows_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("comparison", "--system", "zebra-one"), 8, "one system"),
         (("comparison", "--port", "65536"), 11, "--port 65536 is not between 0 and 65535"),
         (("comparison", "--dialogues", "0"), 2, "--dialogues"),
+        (
+            ("comparison", "--results", "--system", "x", "--dialogues", "3", "--seed", "1"),
+            8,
+            "--results does not use --system, --dialogues, --seed",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_error(
