@@ -334,7 +334,7 @@ def odd_bodies(target: Target) -> Finding:
 
 
 def costly_dialogues(target: Target) -> Finding:
-    """Dialogues that are costly to split into pieces, for an artifact with data.long=merge; also as events."""
+    """Dialogues that are costly to split into pieces (data.long=merge) and to check a summary with; also as events."""
     finding = Finding()
     for text in (
         "A. " * 33_000,
@@ -345,10 +345,13 @@ def costly_dialogues(target: Target) -> Finding:
         "[a] " + "b" * 90_000,
         "\u4e2d" * 99_000,
         "e" + "\u0301" * 99_000,
+        "5 to 10 " * 12_000,
+        "Topic:\n" * 14_000,
     ):
+        body = {"inputs": text, "parameters": {"checks": True}}
         for accept in ("application/json", "text/event-stream"):
             with httpx.Client(base_url=target.url, timeout=TIMEOUT_S, trust_env=False) as http:
-                answer = http.post("/invocations", json={"inputs": text}, headers={"accept": accept})
+                answer = http.post(f"/models/{target.model}/invoke", json=body, headers={"accept": accept})
             finding.expect(answer, [200, 413, 422, 503], f"{text[:20]!r} as {accept}")
     return finding
 

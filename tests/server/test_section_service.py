@@ -1,10 +1,13 @@
-"""A model with sections from its training to the answers of the endpoint."""
+"""A model with sections from its training to the answers of the endpoint, also of a real DJL Serving.
+
+That server also has a model that merges long dialogues.
+"""
 
 import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,27 +16,32 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from micro_models import MICRO
+from artifacts import with_data
+from hypothesis import HealthCheck, given, settings
+from micro_models import MICRO, compiled
 from playwright.sync_api import Browser, Route, expect
 from section_models import eager_generator
 from service_requests import DIALOGUE, LIMITS
 
+from benchmarks import attack, serving_fuzz
+from benchmarks.attack_target import Target
 from compile.exporters.optimum import _faults
 from compile.exporters.own import make_plan
 from compile.source import open_source
+from neuron_sum.artifact import Artifact
 from neuron_sum.errors import ArtifactError, ModelError, RecipeError
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import SectionConfig
+from neuron_sum.recipes.schema import SectionConfig, ServeConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.sections import SectionCoder, parse_sections
 from neuron_sum.training.train import train
-from serving import neuronx_container, vllm_container
+from serving import neuronx_container, package, vllm_container
 from serving.client import Answer as ClientAnswer
-from serving.local import LocalServer
+from serving.local import LocalServer, Model
 from serving.playground import page_with
-from serving.schema import JSON, JSON_LINES, ServiceError, openapi
+from serving.schema import EVENTS, JSON, JSON_LINES, ServiceError, openapi
 from serving.service import Answer, Service
 
 SECTIONS = [
@@ -180,3 +188,101 @@ def test_runtimes_that_choose_the_tokens_reject_sections_by_name(section_run: Pa
     source: Any = SimpleNamespace(recipe=recipe, soft_prompt_tokens=0)
     assert any(fault.startswith("output.sections: ") for fault in _faults(source, (1,)))
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture(scope="module")
+def server(
+    djl_serving: Path, section_run: Path, lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """A model with sections, and one that merges long dialogues."""
+    folder, limits = tmp_path_factory.mktemp("served"), ServeConfig(deadline_s=6)
+    artifacts = {
+        "sections": compiled(section_run, folder / "artifact", "compile.num_beams=[1,2]"),
+        "merging": with_data(lora_artifact, folder / "merging-artifact", long="merge"),
+    }
+    for name, artifact in artifacts.items():
+        package.write_folder(artifact, limits, folder / name)
+    with LocalServer([Model(name, folder / name) for name in artifacts], limits, playground=True) as running:
+        workers = {worker.pid for worker in running.workers()}
+        yield running
+        assert {worker.pid for worker in running.workers()} == workers, "a request ended a worker"
+
+
+def url_of(server: LocalServer, model: str) -> str:
+    return f"{server.url}/models/{model}/invoke"
+
+
+@pytest.mark.slow
+def test_answers_of_a_server_have_sections_in_every_form(
+    server: LocalServer, section_run: Path, tmp_path: Path, neuron_sum: CommandLine
+) -> None:
+    sections, url = open_run(section_run).recipe.output.sections, url_of(server, "sections")
+    texts = [DIALOGUE, "#Person1#: Hi.", "\n".join([DIALOGUE] * 20)]
+    parameters = {"checks": True, "num_beams": 2}
+    made = httpx.post(url, json={"inputs": texts, "parameters": parameters}, timeout=60)
+    answers = made.raise_for_status().json()
+    assert serving_fuzz.faults(made, sections) == []
+    assert [list(answer["sections"]) for answer in answers] == [["topic", "summary"]] * 3
+    assert all(isinstance(answer["checks"], list) for answer in answers)
+    assert [(answer["truncated"], answer["coverage"] == 1) for answer in answers] == [(False, True)] * 2 + [
+        (True, False)
+    ]
+
+    lines = "".join(json.dumps({"inputs": text, "parameters": parameters}) + "\n" for text in texts)
+    batch = httpx.post(url, content=lines, headers={"content-type": JSON_LINES}, timeout=60)
+    assert [json.loads(line) for line in batch.raise_for_status().text.splitlines()] == answers
+    events = httpx.post(
+        url, json={"inputs": texts[0], "parameters": parameters}, headers={"accept": EVENTS}, timeout=60
+    )
+    assert json.loads(events.text.removeprefix("event: answer\ndata: ")) == answers[:1]
+
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"inputs": text}) + "\n" for text in texts))
+    words = ("request", url, "texts.jsonl", "--checks", "--num-beams", "2", "--output", "answers.jsonl")
+    sent = neuron_sum(*words)
+    assert sent.returncode == 0, sent.stderr
+    assert "1 of 3 dialogues were cut at the end" in sent.stderr
+    assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == answers
+    single = neuron_sum("request", url, "--checks", "--num-beams", "2", stdin=texts[0])
+    found = [f"{check['text']}: {check['message']}" for check in answers[0]["checks"]]
+    assert single.stdout.split() == "\n".join([answers[0]["summary_text"], *found]).split(), single.stderr
+    plain = httpx.post(url_of(server, "merging"), json={"inputs": texts}, timeout=60).json()
+    assert all("sections" not in answer and answer["coverage"] == 1 for answer in plain)
+
+
+@pytest.mark.slow
+def test_the_playground_shows_the_sections_of_a_server(server: LocalServer, browser: Browser) -> None:
+    [answer] = httpx.post(url_of(server, "sections"), json={"inputs": DIALOGUE}, timeout=60).json()
+    with closing(browser.new_page()) as page:
+        page.goto(f"{server.url}/")
+        page.get_by_label("Model").select_option("sections")
+        expect(page.locator(".choice")).to_have_count(1)  # it has no adapters, as the other model has
+        page.locator("#dialogue").fill(DIALOGUE)
+        page.locator("#go").click()
+        shown = page.locator(".card .text")
+        expect(shown.locator("strong")).to_have_text(["Topic:", "Summary:"])
+        assert shown.text_content() == answer["summary_text"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["sections", "merging"])
+def test_costly_dialogues_stop_neither_model(server: LocalServer, model: str) -> None:
+    finding = attack.costly_dialogues(Target(server.url, "", model))
+    assert finding.requests == 20 and finding.faults == []
+    assert httpx.post(url_of(server, model), json={"inputs": DIALOGUE}, timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+@settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    body=serving_fuzz.bodies(LIMITS),
+    content_type=serving_fuzz.CONTENT_TYPES,
+    accept=serving_fuzz.ACCEPTED,
+    model=serving_fuzz.st.sampled_from(["sections", "merging"]),
+)
+def test_every_answer_to_any_body_has_its_form(
+    server: LocalServer, section_run: Path, body: bytes, content_type: str, accept: str, model: str
+) -> None:
+    sections = open_run(section_run).recipe.output.sections if model == "sections" else ()
+    headers = {"content-type": content_type, "accept": accept}
+    answer = httpx.post(url_of(server, model), content=body, headers=headers, timeout=60)
+    assert serving_fuzz.faults(answer, sections) == []
