@@ -120,8 +120,8 @@ class Batcher:
             waiting, added = (sum(work.is_first for work in each) for each in (self._queue, works))
             room = self._queue_size if added == 1 else int(self._queue_size * LARGE_SHARE)
             retry_after_s = max(1, math.ceil(len(self._queue) * self._seconds_per_item))
-            # A request longer than the queue is accepted when the queue is empty; otherwise it would never be.
-            if self._queue and waiting + added > room and not accepted:
+            # A request longer than the queue is accepted when no dialogue waits; otherwise it would never be.
+            if waiting and waiting + added > room and not accepted:
                 raise ServiceError(
                     503,
                     f"{waiting} dialogues are waiting, at most {room} may wait; {RETRY}",

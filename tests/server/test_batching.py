@@ -195,6 +195,21 @@ def test_the_pieces_of_a_long_dialogue_do_not_fill_the_queue(slow: Slow) -> None
     assert all(piece.result.result(10) == [1] for piece in pieces)
 
 
+def test_later_pieces_in_the_queue_refuse_no_request(slow: Slow) -> None:
+    batcher = Batcher(slow, 4, lambda batch, seconds: None)  # type: ignore[arg-type]
+    pieces = works(*(f"piece{number}" for number in range(8)))
+    for piece in pieces[1:]:
+        piece.is_first = False
+    batcher.submit(pieces)
+    assert slow.began.acquire(timeout=10)
+    assert batcher.waiting == 4
+    longer = works(*"abcdef")
+    batcher.submit(longer)
+    for _ in range(8):
+        slow.go.release()
+    assert all(work.result.result(10) for work in (*pieces, *longer))
+
+
 def test_abandoned_requests_are_not_generated(slow: Slow) -> None:
     batcher = Batcher(slow, 100, lambda batch, seconds: None)  # type: ignore[arg-type]
     batcher.submit(works("running"))
