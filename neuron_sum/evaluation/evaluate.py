@@ -126,7 +126,7 @@ def evaluate_system(
     }
     if sections:
         written = [prediction.summary for prediction in predictions]
-        metrics["sections"] = section_metrics(written, others, examples, sections, recipe.evaluate)
+        metrics["sections"] = section_metrics(written, others, examples, sections, recipe.evaluate, claims)
     if folder.is_dir():
         files.write_json(folder / "metrics.json", metrics)
     return Evaluation(system, predictions, scores, metrics, checks, claims, faithfulness)

@@ -61,11 +61,12 @@ def _scores(comparison: Comparison) -> Table:
 
 
 def _sections(comparison: Comparison) -> list[RenderableType]:
-    table = console.table("section", "system", *ROUGE_TYPES.values(), FACTS, "missing", "unexpected")
+    names = (*ROUGE_TYPES.values(), *_faithfulness(comparison))
+    table = console.table("section", "system", *names, "missing", "unexpected")
     for name in comparison.evaluations[0].metrics["sections"]["by_section"]:
         for evaluation in comparison.evaluations:
             found = evaluation.metrics["sections"]["by_section"][name]
-            scores = [_points(found["scores"].get(score)) for score in (*ROUGE_TYPES.values(), FACTS)]
+            scores = [_points(found["scores"].get(score)) for score in names]
             missing = f"{found['missing']} of {found['references']}"
             table.add_row(name, evaluation.system.name, *scores, missing, str(found["unexpected"]))
     outside = {each.system.name: each.metrics["sections"]["outside"] for each in comparison.evaluations}

@@ -41,6 +41,11 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
         lstrip_blocks=True,
     )
     environment.filters["size"] = console.size
+    faithfulness = [
+        name
+        for name in (FACTS, SUPPORT, CLAIMS)
+        if any(name in evaluation.faithfulness for evaluation in comparison.evaluations)
+    ]
     page = environment.get_template("report.html").render(
         title=title,
         data=data,
@@ -49,13 +54,9 @@ def write_report(path: Path, comparison: Comparison, title: str, data: str, data
         version=__version__,
         comparison=comparison,
         kinds=list(ROUGE_TYPES.values()),
-        faithfulness=[
-            name
-            for name in (FACTS, SUPPORT, CLAIMS)
-            if any(name in evaluation.faithfulness for evaluation in comparison.evaluations)
-        ],
+        faithfulness=faithfulness,
+        sectioned=[name for name in faithfulness if name != SUPPORT],
         sections=list(comparison.evaluations[0].metrics.get("sections", {}).get("by_section", ())),
-        facts=FACTS,
         protocol=comparison.evaluations[0].metrics["protocol"]["text"],
         significant=SIGNIFICANT,
         rouge_chart=Markup(charts.rouge_chart(comparison)),

@@ -15,6 +15,7 @@ from neuron_sum.data.encoding import IGNORED, encode
 from neuron_sum.data.examples import Example
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import DataError, RecipeError
+from neuron_sum.evaluation.claims import Claim
 from neuron_sum.evaluation.sections import section_metrics
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.prompts import Prompt
@@ -235,7 +236,14 @@ def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headi
     examples = [Example(name, dialogue, (WHOLE,)) for name in "abc"]
     references = [example.references for example in examples]
     summaries = [WHOLE, "The line is cut. A visit on Friday.", "Reason: The line is cut.\nFollow up: On Monday."]
-    found = section_metrics(summaries, references, examples, SECTIONS, EvaluateConfig())
+    claims = [
+        [Claim(sentence, at := summary.index(sentence), at + len(sentence), probability)]
+        for summary, sentence, probability in zip(
+            (WHOLE, *summaries[1:]), ("A visit", "A visit", "On Monday"), (0.5, 1.0, 0.25), strict=True
+        )
+    ]
+    claims[2].append(Claim("The line is cut.", summaries[2].index("The line"), 24, 0.75))
+    found = section_metrics(summaries, references, examples, SECTIONS, EvaluateConfig(), claims)
     assert found["outside"] == 1
     counts = {
         name: (each["references"], each["missing"], each["unexpected"]) for name, each in found["by_section"].items()
@@ -243,7 +251,12 @@ def test_missing_and_unexpected_sections_are_counted_also_in_texts_without_headi
     assert counts == {"reason": (3, 1, 0), "follow_up": (0, 0, 1), "actions": (3, 2, 0)}
     reason, follow_up = found["by_section"]["reason"]["scores"], found["by_section"]["follow_up"]["scores"]
     assert reason["ROUGE-1"]["value"] == pytest.approx(200 / 3, abs=1e-3) and reason["facts"]["value"] == 100
-    assert follow_up == {"facts": {"value": 0.0, "low": 0.0, "high": 0.0}}, "Monday does not occur in the dialogue"
+    assert follow_up["facts"]["value"] == 0, "Monday does not occur in the dialogue"
+    assert reason["claims"]["value"] == 37.5, "the first summary has no claim in it"
+    assert follow_up["claims"]["value"] == 25
+    assert found["by_section"]["actions"]["scores"]["claims"]["value"] == 50, "claims outside the sections do not count"
+    without = section_metrics(summaries, references, examples, SECTIONS, EvaluateConfig())
+    assert not any("claims" in each["scores"] for each in without["by_section"].values())
 
 
 @pytest.mark.parametrize(
