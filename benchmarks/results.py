@@ -64,7 +64,8 @@ def main() -> None:
         source = str(join(options.weights, options.output / "weights.gguf").resolve())
     settings.append(f"model.name_or_path={source}")
     data = ("--recipe", RECIPES["lora"], *(word for setting in settings for word in ("--set", setting)))
-    test = load_dataset(load_recipe(RECIPES["lora"], settings).data)["test"]
+    recipe = load_recipe(RECIPES["lora"], settings)
+    test = load_dataset(recipe.data, recipe.output)["test"]
     baselines = ["lead-3", "human"] if all(len(example.references) > 1 for example in test) else ["lead-3"]
     systems, seconds = [], {}
     for name in ["untuned", *options.systems]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -21,9 +22,9 @@ MEETING = Path(__file__).parent / "data" / "meeting.txt"
 """A conversation of 2,000 words, which is summarized in pieces."""
 PRETRAINED = """\
 The demo fine-tunes SmolLM2-135M-Instruct, a pretrained model of 135 million parameters, with LoRA. Its weights come
-from the Python package index (93 MB, once). The tuned model is compiled ahead of time for this machine's CPU and
-compared with the untuned one, and summarizes a conversation of 2,000 words in pieces. Then it is packaged as for
-SageMaker and served by a real DJL Serving, which answers a request."""
+from the Python package index (93 MB, once; `neuron-sum demo --tiny` downloads none). The tuned model is compiled ahead
+of time for this machine's CPU and compared with the untuned one, and summarizes a conversation of 2,000 words in
+pieces. Then it is packaged as for SageMaker and served by a real DJL Serving, which answers a request."""
 TINY = """\
 The demo uses a tiny T5, which needs no download. First it trains a base model, on other scenarios than those used for
 tuning and testing; then it tunes that base with each of the three methods. The LoRA run is compiled ahead of time for
@@ -112,7 +113,10 @@ def _train_pretrained(folder: Path, data: Path | None) -> list[str]:
 
 def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) -> dict[str, str]:
     """Commands to try next, each with a description of its result."""
-    return {
+    script = Path(sys.prefix, "bin", "activate")
+    on_path = shutil.which("neuron-sum") is not None or not script.is_file()
+    activate: dict[str, str] = {} if on_path else {f"source {quote(script)}": "`neuron-sum` as a command of this shell"}
+    return activate | {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
         f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
         f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",

@@ -24,7 +24,7 @@ CARD = """---
 Trained by neuron-sum with the recipe `{{ name }}` ({{ method }}). Base model: {{ base }}.
 
 - **Data**: {{ data }}. Licence of the data: {{ data_license }}. A model trained on it may be subject to that licence.
-- **Prompt** (use exactly this text):
+- **Prompt** (use exactly this text{% if is_chat %}, with `add_special_tokens=False`{% endif %}):
 
 `````text
 {{ template }}
@@ -64,7 +64,7 @@ def write_model_card(
         evaluated_on: The name of the evaluation data.
     """
     recipe = run.recipe
-    data_license, converted = results["data_license"], results.get("converted_from")
+    data_license, converted, prompt = results["data_license"], results.get("converted_from"), recipe.prompt.resolve()
     scores = metrics["scores"] if metrics else {}
     eval_results = [
         EvalResult(
@@ -97,7 +97,8 @@ def write_model_card(
         base=describe_base(recipe.model, converted),
         data=_describe_data(results),
         data_license=data_license or "not stated",
-        template=recipe.prompt.resolve().template,
+        template=prompt.template,
+        is_chat=prompt.is_chat,
         scores=scores,
         evaluated_on=evaluated_on,
         sample=f"{count_of(metrics['examples'], metrics.get('available'))} {metrics['split']} dialogues"
@@ -123,7 +124,9 @@ def describe_base(model: ModelConfig, converted: Mapping[str, Any] | None = None
         return f"`{hub_id}`" + (f" at revision `{model.revision}`" if model.revision else "")
     if converted is not None:
         original = f"`{converted['base_model']}`, from " if converted["base_model"] else ""
-        return f"{original}`{converted['file']}`, a GGUF file with {converted['quantization']}, dequantized to fp32"
+        license_ = f", licence {converted['license']}" if converted.get("license") else ""
+        made = f"a GGUF file with {converted['quantization']}{license_}, dequantized to fp32"
+        return f"{original}`{converted['file']}`, {made}"
     return f"`{Path(name).name}`, a folder" if Path(name).is_absolute() else f"`{name}`"
 
 

@@ -22,6 +22,7 @@ def test_the_card_states_the_sizes_of_the_samples(run: Path) -> None:
     text = (run / "checkpoint" / "README.md").read_text()
     assert "**Data**: the bundled sample, 64 of 504 training examples." in text
     assert "Base model: random weights (seed 0)." in text
+    assert "(use exactly this text):" in text
     few = ("--set", "generate.max_new_tokens=4")
     assert neuron_sum("evaluate", str(run), "--set", "data.max_test_examples=3", *few).exit_code == 0
     assert "3 of 48 test dialogues. ROUGE" in (run / "checkpoint" / "README.md").read_text()
@@ -71,13 +72,15 @@ def test_the_existing_folder_of_a_base_is_not_a_hub_id(
 
 @pytest.mark.parametrize("original", ["someone/Micro", None])
 def test_a_converted_base_is_named_with_its_quantization(run: Path, original: str | None) -> None:
-    converted = {"file": "micro.Q4_1.gguf", "quantization": "Q4_1 (9 tensors)", "base_model": original}
+    converted = {"file": "micro.gguf", "quantization": "Q4_1 (9 tensors)", "base_model": original, "license": "mit"}
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["model"] = {"name_or_path": "/m/micro.Q4_1.gguf"}
+    recipe["model"] = {"name_or_path": "/m/micro.gguf"}
+    recipe["prompt"] = {"preset": "chat", "rendered": "<s>{dialogue}</s>"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     opened = open_run(run)
     write_model_card(opened, {**opened.read_results(), "converted_from": converted})
     card = ModelCard.load(opened.weights / "README.md")
     assert card.data.base_model == original
     start = f"Base model: `{original}`, from " if original else "Base model: "
-    assert f"{start}`micro.Q4_1.gguf`, a GGUF file with Q4_1 (9 tensors), dequantized to fp32." in card.text
+    assert f"{start}`micro.gguf`, a GGUF file with Q4_1 (9 tensors), licence mit, dequantized to fp32." in card.text
+    assert "(use exactly this text, with `add_special_tokens=False`):\n\n`````text\n<s>{dialogue}</s>" in card.text
