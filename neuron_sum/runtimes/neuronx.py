@@ -12,7 +12,7 @@ reads the candidates of a step, and the logits only in a fallback.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -30,8 +30,8 @@ from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state_", "constants_"
 """The starts of the names of buffers: of a batch's self-attention, and of what encode computes for its steps."""
-CHECKED = (0.0, 1.0)
-"""Values of buffers and of adapters for which the results must differ."""
+CHECKED = (0, 1)
+"""Token ids of dialogues, and values of buffers and of adapters, for which the results must differ."""
 REPORT = "report the output of `neuron-sum compile report ARTIFACT`"
 NEEDED = ("torch-neuronx", "neuronx-cc", "neuronx-distributed")
 """Distributions that only the AWS Neuron package index has."""
@@ -142,10 +142,17 @@ class _Graph:
             outputs[0].cpu()  # nobody else waits for the buffers that it writes
         return outputs
 
-    def run_example(self) -> list[Tensor]:
-        """Run the graph with inputs of its shape, all ones, thus with the first adapter slot."""
-        inputs = map(torch.ones_like, self.model.reserved_example_inputs[self._name])
-        return self.run(**dict(zip(self._inputs, inputs, strict=True)))
+    def run_example(self, token: int = 1) -> list[Tensor]:
+        """Run the graph with inputs of its shape, all ones, thus with the first adapter slot.
+
+        Args:
+            token: The id of all tokens of the dialogues, for encode.
+        """
+        ones = map(torch.ones_like, self.model.reserved_example_inputs[self._name])
+        inputs = dict(zip(self._inputs, ones, strict=True))
+        if "input_ids" in inputs:
+            inputs["input_ids"] *= token  # the mask stays
+        return self.run(**inputs)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Copy values into tensors on the device, which all graphs share."""
@@ -176,7 +183,7 @@ class _Graphs:
                 # A step reads the buffers that encode of its shape writes.
                 needed = {each.file: each for each in (first, self._encode_of(first), self._encode_of(graph), graph)}
                 opened = [self._open(each) for file, each in needed.items() if file not in self._loaded]
-                for loaded in opened:
+                for loaded in sorted(opened, key=lambda each: each.entry.kind):  # steps are checked with their encode
                     self._start(loaded)
             return self._loaded[graph.file]
 
@@ -233,7 +240,7 @@ class _Graphs:
         # A graph that only reads a buffer may count it as a weight.
         graph.model.weights, graph.model.states = [self._tensors], [self._tensors]
         graph.model.to_neuron()
-        self._check_copies(graph)
+        self._check_results(graph)
         self._loaded[graph.entry.file] = graph
 
     def _check_tensors(self, graph: _Graph) -> None:
@@ -243,36 +250,47 @@ class _Graphs:
             if found is None or (found != shape and name.startswith((STATE, CONSTANT))):
                 raise ArtifactError(
                     f"{graph.entry.file} needs {name} {shape}, but the artifact has {found or 'no such tensor'}",
-                    "compile again",
+                    f"compile again; if that does not help, {REPORT}",
                 )
 
-    def _check_copies(self, graph: _Graph) -> None:
-        """Run the graph with different values in its buffers and adapters.
+    def _check_results(self, graph: _Graph) -> None:
+        """Run the graph with different dialogues, and different values in its buffers and adapters.
 
         Reading a tensor back is not sufficient: on other devices, values that were copied into a loaded graph's tensors
         could be read back while the graph computed with the old ones.
 
         Raises:
-            ArtifactError: If the results do not depend on the encoder's outputs, or not on the adapters.
+            ArtifactError: If the results do not depend on the dialogues, on the encoder's outputs, or on the adapters.
         """
-        constants = [name for name in graph.tensors if name.startswith(CONSTANT)]
-        stacks = [name for name in self._stacks() if name in graph.tensors]
         is_step = graph.entry.kind == "step"
+        encode = self._loaded[self._encode_of(graph.entry).file] if is_step else graph
+        constants = [name for name in encode.tensors if name.startswith(CONSTANT)]
+        stacks = [name for name in self._stacks() if name in graph.tensors]
         before = {name: self._tensors[name].cpu().clone() for name in [*constants, *stacks]}
-        for what, names in (("the encoder's outputs", constants if is_step else []), ("adapters", stacks)):
+
+        def copy(names: Sequence[str], value: int) -> None:
+            graph.write({name: torch.full_like(before[name], value) for name in names})
+            if not is_step:
+                graph.run_example()
+
+        changes: dict[str, Callable[[int], object]] = {"the dialogues that encode reads": encode.run_example}
+        if is_step:
+            changes["the encoder's outputs that are copied to the device"] = partial(copy, constants)
+        if stacks:
+            changes["adapters that are copied to the device"] = partial(copy, stacks)
+        for what, change in changes.items():
             results = []
             try:
-                for value in CHECKED if names else ():
-                    graph.write({name: torch.full_like(before[name], value) for name in names})
-                    outputs = graph.run_example()
-                    written = outputs if is_step else [self._tensors[name] for name in constants]
+                for value in CHECKED:
+                    change(value)
+                    written = graph.run_example() if is_step else [self._tensors[name] for name in constants]
                     results.append([tensor.cpu().clone().nan_to_num() for tensor in written])
             finally:
                 graph.write(before)
-            if results and all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
+            if all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
                 raise ArtifactError(
-                    f"{graph.entry.file}: the graph ignores {what} that are copied to the device: all dialogues, or "
-                    "all adapters, would have the same summary",
+                    f"{graph.entry.file}: the results do not depend on {what}: all dialogues, or all adapters, would "
+                    "have the same summary",
                     f"use --target cpu, and {REPORT}",
                 )
 

@@ -388,28 +388,31 @@ def test_a_graph_of_another_model_is_rejected(
         load_generator(mixed)[0].warm_up()
 
 
-@pytest.mark.parametrize(
-    ("start", "what"), [("constants_", "the encoder's outputs"), ("model.", "adapters")], ids=["encoder", "adapters"]
-)
-def test_a_graph_that_ignores_copied_values_is_rejected(
-    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, what: str
+@pytest.mark.parametrize("what", ["the dialogues", "the encoder's outputs", "adapters"])
+def test_a_graph_that_ignores_its_inputs_is_rejected(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The values can be read back, but the graphs compute with others."""
+    """A step graph reads copies of what encode writes, or the host writes copies: all values can be read back."""
     artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE)
     generator, _ = load_generator(artifact)
-    check = neuronx._Graphs._check_copies
+    from neuronx_distributed import NxDModel
 
-    def unseen(self: Any, graph: Any) -> None:
-        model = graph.model
-        if graph.entry.kind == "step":
-            hidden = {name: tensor.clone() for name, tensor in self._tensors.items() if name.startswith(start)}
-            self._tensors = {**self._tensors, **hidden}
-        monkeypatch.setattr(model, "write_to_neuron_buffer", lambda value, name, _: self._tensors[name].copy_(value))
-        check(self, graph)
+    to_neuron = NxDModel.to_neuron
+    start = "model." if what == "adapters" else neuronx.CONSTANT
 
-    monkeypatch.setattr(neuronx._Graphs, "_check_copies", unseen)
+    def copied(model: Any) -> None:
+        shared = model.states
+        copies = {name: tensor.clone() for name, tensor in shared[0].items() if name.startswith(start)}
+        is_step = "tokens" in str(model.input_shape_map)
+        if is_step and what == "the dialogues":
+            model.states = model.weights = [{**shared[0], **copies}]
+        to_neuron(model)
+        if is_step and what != "the dialogues":
+            model.states = model.weights = [{**shared[0], **copies}]
+
+    monkeypatch.setattr(NxDModel, "to_neuron", copied)
     for _ in range(2):  # a graph that was refused is not used later
-        with pytest.raises(ArtifactError, match=f"ignores {what} that are copied") as raised:
+        with pytest.raises(ArtifactError, match=f"step.* do not depend on {what}") as raised:
             generator.warm_up()
         assert "neuron-sum compile report" in str(raised.value.hint)
 
