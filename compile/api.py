@@ -137,6 +137,12 @@ def plan(
         _announce_export(source, exported)
         return Planned(source, exported, folder, overwrite, None)
     planned = own.make_plan(source)
+    neuron = planned.settings.neuron
+    if planned.settings.target != "cpu" and neuron.optimize_layout and neuron.auto_cast != "none":
+        console.warn(
+            f"compile.neuron.auto_cast = {neuron.auto_cast}: the compiler chooses a layout of the weights only with "
+            "none, so the graphs may be slower"
+        )
     folder = output or source.default_output(planned.settings.dtype)
     check_output(folder, overwrite=overwrite, needed_bytes=planned.weights_bytes())
     _announce(source, planned, jobs)

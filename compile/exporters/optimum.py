@@ -264,9 +264,10 @@ def _write_checkpoint(source: Source, plan: OptimumPlan, folder: Path) -> None:
 
 def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str]) -> Compilation:
     """Runs the exporter on scratch/checkpoint; it writes scratch/exported."""
-    neuron = plan.settings.neuron
+    neuron, decoder_only = plan.settings.neuron, is_decoder_only(plan.config)
+    inline_weights = not decoder_only and neuron.inline_weights is not False
     request = Request(
-        decoder_only=is_decoder_only(plan.config),
+        decoder_only=decoder_only,
         target=plan.settings.target,
         batch_size=plan.bucket.batch,
         sequence_length=plan.sequence_length,
@@ -274,7 +275,7 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str
         auto_cast=neuron.auto_cast,
         auto_cast_type=neuron.auto_cast_type,
         optlevel=neuron.optlevel,
-        inline_weights=neuron.inline_weights,
+        inline_weights=inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
     )
     files.write_json(scratch / "request.json", asdict(request))
@@ -290,7 +291,7 @@ def _export(plan: OptimumPlan, scratch: Path, log: Path, versions: dict[str, str
         arguments=tuple(result["arguments"]),
         exporter="optimum",
         cache_write=None,
-        inline_weights=neuron.inline_weights,
+        inline_weights=inline_weights,
         tensor_parallel_size=neuron.tensor_parallel_size,
         sdk=platform_row({**vendors, COMPILER: compiler}),
     )

@@ -431,8 +431,8 @@ class NeuronCompileConfig(Section):
     """How a step stores keys and values: dynamic-update-slice, scatter, or a choice between old and new everywhere."""
     optimize_layout: bool = True
     """Let the compiler choose how the weights are laid out in memory; only of exporter own, with auto_cast none."""
-    inline_weights: bool = False
-    """Put the weights into the compiled graphs, so that every checkpoint is compiled; only of T5 by optimum."""
+    inline_weights: bool | None = None
+    """Put the weights into the graphs, so that every checkpoint is compiled; only of T5 by optimum, by default true."""
     tensor_parallel_size: Literal[1, 2] = 1
     """NeuronCores that share one Llama."""
 

@@ -28,7 +28,7 @@ from service_requests import DIALOGUE, LIMITS
 from transformers import LlamaConfig
 
 from benchmarks import drill
-from compile import cache
+from compile import api, cache
 from compile.exporters.own import CompilePlan, build, make_plan
 from compile.graphs import t5
 from compile.graphs.kv_cache import ancestry_bias
@@ -223,8 +223,15 @@ def test_all_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
 # Inputs of torch_neuronx and neuronx-cc.
 
 
-def test_the_compiler_receives_the_settings(calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path) -> None:
+def test_the_compiler_receives_the_settings(
+    calls: Calls, micro_run: Path, own_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """ModelBuilder adds its own defaults to arguments that it does not find."""
+    for cast, warnings in (("none", 0), ("matmult", 1)):
+        settings = [INF2, f"compile.neuron.auto_cast={cast}"]
+        api.plan(micro_run, tmp_path / "planned", None, settings, None, overwrite=False, jobs=None)
+        told = " ".join(capsys.readouterr().err.split())
+        assert told.count("the compiler chooses a layout of the weights only with none") == warnings
     artifact = compiled(micro_run, tmp_path, *SMALLEST, "compile.neuron.auto_cast=matmult", "compile.neuron.optlevel=1")
     compilation = artifact.manifest.compilation
     assert compilation is not None
@@ -237,6 +244,13 @@ def test_the_compiler_receives_the_settings(calls: Calls, micro_run: Path, own_c
     assert compilation.sdk == PLATFORMS[0].name
     assert (artifact.manifest.target, artifact.manifest.runtime) == ("inf2", "neuronx")
     assert not artifact.manifest.is_exact, "fp32 weights, and products that may be computed in bf16"
+    from neuronx_distributed import NxDModel
+
+    expected_inputs = {"encode": ["input_ids", "attention_mask", "rows"], "step": ["tokens", "position"]}
+    for graph in artifact.manifest.graphs:
+        model = NxDModel.load(str(artifact.path / graph.file))
+        declared = re.findall(r"(\w+): ", next(iter(model.input_shape_map)))
+        assert declared == neuronx._Graph(model, graph)._inputs == expected_inputs[graph.kind], "all are used"
 
 
 @pytest.mark.parametrize("kind", ["weight", "state"])

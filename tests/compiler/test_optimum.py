@@ -271,7 +271,9 @@ def t5_beams(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ex
     (folder / "micro.yaml").write_text(MICRO)
     learns = ["train.max_steps=150", "train.learning_rate=0.02", "train.save_steps=500", "generate.max_new_tokens=24"]
     train(load_recipe(str(folder / "micro.yaml"), learns), folder / "run")
-    return exported(upstream, folder / "run", folder / "artifact", [*T5_SHAPE, BEAMS])
+    return exported(
+        upstream, folder / "run", folder / "artifact", [*T5_SHAPE, BEAMS, "compile.neuron.inline_weights=false"]
+    )
 
 
 # Llama.
@@ -569,7 +571,7 @@ def test_a_changed_file_is_rejected_by_name(llama: Exported, tmp_path: Path, nam
 @pytest.mark.slow
 def test_both_graphs_of_a_t5_are_compiled_like_upstream(t5: Exported, t5_beams: Exported) -> None:
     """On a host without a device; the state of every layer is a parameter of the decoder, aliased to an output."""
-    for made, beams, cast in ((t5, 1, "matmult --auto-cast-type bf16"), (t5_beams, 4, "none")):
+    for made, beams, cast, inline in ((t5, 1, "matmult --auto-cast-type bf16", True), (t5_beams, 4, "none", False)):
         encoder, decoder = made.calls
         arguments = f"--auto-cast {cast} --optlevel 2 --target inf2 --model-type transformer"
         tokens = ["int64", [beams, 192]]
@@ -586,9 +588,10 @@ def test_both_graphs_of_a_t5_are_compiled_like_upstream(t5: Exported, t5_beams: 
         first = 1 if beams == 1 else 3
         assert decoder["aliases"] == [[first + index, *kind] for index, kind in enumerate(state)]
         for graph in (encoder, decoder):
-            assert (graph["compiler_args"], graph["cpu_backend"], graph["inline_weights"]) == (arguments, True, False)
+            assert (graph["compiler_args"], graph["cpu_backend"], graph["inline_weights"]) == (arguments, True, inline)
             assert made.manifest.compilation is not None
             assert list(made.manifest.compilation.arguments) == arguments.split()
+            assert made.manifest.compilation.inline_weights is inline
 
 
 @pytest.mark.slow
