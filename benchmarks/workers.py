@@ -39,6 +39,8 @@ TOKENS, BATCH, SOURCE = 8, 4, 64
 PARAMETERS = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
 CORES = ("0", "0-1")
 """The values of NEURON_RT_VISIBLE_CORES that are compared."""
+TARGET = 1.9
+"""The throughput of two workers relative to one."""
 CLIENTS = 4 * BATCH
 LIMITS = ServeConfig(deadline_s=55)
 
@@ -70,8 +72,10 @@ def main() -> None:
     )
     for number, (one, two) in enumerate(rows, start=1):
         table.add_row(str(number), f"{one:.2f}", f"{two:.2f}", f"{two / one:.2f}")
-    table.add_row("median", "", "", f"{statistics.median(two / one for one, two in rows):.2f}")
-    console.emit({}, table)
+    ratio = statistics.median(two / one for one, two in rows)
+    table.add_row("median", "", "", f"{ratio:.2f}")
+    verdict = f"two workers: {ratio:.2f} times (target at least {TARGET}): {'held' if ratio >= TARGET else 'missed'}"
+    console.emit({}, table, verdict)
 
 
 def _neuron_packages(folder: Path) -> dict[str, str]:
