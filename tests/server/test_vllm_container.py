@@ -334,6 +334,47 @@ def options(environment: dict[str, str], folder: Path) -> Sequence[str]:
     return words
 
 
+PARSE = """
+import json, sys
+from argparse import ArgumentParser
+from optimum.commands.neuron.serve import ServeCommand
+
+parser = ArgumentParser()
+ServeCommand.parse_args(parser)
+known, others = parser._original_parse_known_args(sys.argv[1:])
+print("RESULT", json.dumps([vars(known), others]))
+"""
+
+
+@pytest.mark.slow
+def test_the_options_are_those_of_the_plugin(llama_run: Path, tmp_path: Path) -> None:
+    """The parser of optimum-neuron's `neuron serve`, which passes options that it does not know to vLLM."""
+    if not XLA_PYTHON.exists():
+        pytest.skip("no optimum-neuron: run `make .venv-xla/.installed`")
+    environment = packed(llama_run, tmp_path / "run")["environment"]
+    made = subprocess.run(
+        [XLA_PYTHON, "-c", PARSE, *options(environment, Path("/model"))],
+        env={**os.environ, **XLA_ENVIRONMENT, "PYTHONPATH": str(ROOT / "tests" / "stand_ins" / "optimum")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
+    known, others = json.loads(made.stdout.split("RESULT ")[1].splitlines()[0])
+    assert known == {
+        "model": "/model",
+        "served_model_name": open_run(llama_run).recipe.name,
+        "task": "generate",
+        "tensor_parallel_size": 2,
+        "batch_size": 8,
+        "sequence_length": 204,
+        "port": 8080,
+        "allow_non_cached_model": True,
+    }
+    assert others == ["--max_num_batched_tokens", "2048"], "vLLM's"
+
+
 @pytest.mark.slow
 def test_upstream_reads_the_settings(llama_run: Path, tmp_path: Path) -> None:
     """The real `optimum-cli neuron serve`, plugin, argument parser and configuration of vLLM, up to the engine."""
