@@ -1,6 +1,6 @@
 # make demo      tune, compile, compare and serve a pretrained model on this machine
 # make test      run the tests; fault injection covers each AWS call with one failure mode
-# make test-all  run the tests; fault injection covers each AWS call with every failure mode, and slow tests all cases
+# make test-all  run the tests with every failure mode at each AWS call, all cases of slow tests and a whole receipt
 # make check     check formatting, lint, types, generated files, spelling, prose and the documentation site
 # make docs      build the documentation site in site/
 #
@@ -25,6 +25,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.server $(VENV)/.smollm2 $(XLA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: export NEURON_SUM_ALL_FAULTS = 1
+test-all: export NEURON_SUM_RECEIPT = 1
 test-all: test
 
 check: $(VENV)/.installed
