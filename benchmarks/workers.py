@@ -1,10 +1,11 @@
 """Throughput of DJL Serving with one worker and with one per NeuronCore, at a fixed time per graph call.
 
-    python benchmarks/workers.py [--step 0.1] [--rounds 3] [--seconds 60]
+    PYTHONPATH=tests/support:. python benchmarks/workers.py [--step 0.1] [--rounds 3] [--seconds 60]
 
-This machine needs no device: tests/stand_ins/neuron/torch_neuronx runs the graphs of a tiny T5, and waits for --step
-seconds in each call, without using a CPU. So the comparison shows how requests are spread over the workers and what
-the server costs, not the speed of a device. Every summary has exactly TOKENS tokens; batches have up to BATCH
+This machine needs no device, but the sources of neuronx-distributed (NEURON_SUM_NXD_SOURCE, see
+tests/support/neuron_packages.py): tests/stand_ins/neuron/torch_neuronx runs the graphs of a tiny T5, and waits for
+--step seconds in each call, without using a CPU. So the comparison shows how requests are spread over the workers and
+what the server costs, not the speed of a device. Every summary has exactly TOKENS tokens; batches have up to BATCH
 dialogues, and every client sends one dialogue after another.
 """
 
@@ -23,17 +24,17 @@ from pathlib import Path
 import httpx
 import psutil
 from generation import make_checkpoint
+from neuron_packages import ENVIRONMENT, make_packages
 
+from compile import cache
 from compile.exporters.own import build, make_plan
 from compile.source import open_source
 from neuron_sum import console
 from neuron_sum.artifact import Artifact
-from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.schema import ServeConfig
 from serving import djl, package
 from serving.local import LocalServer, Model
 
-STAND_IN = Path(__file__).parents[1] / "tests" / "stand_ins" / "neuron"
 DIMENSIONS = {"d_model": 32, "d_ff": 32, "num_layers": 1, "num_heads": 2, "d_kv": 8}
 TOKENS, BATCH, SOURCE = 8, 4, 64
 PARAMETERS = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
@@ -79,19 +80,17 @@ def main() -> None:
 
 
 def _neuron_packages(folder: Path) -> dict[str, str]:
-    """The stand-in and the metadata of its distributions, on the path of this process.
+    """neuronx-distributed over the stand-ins, on the path of this process.
 
     Returns:
         The variables with which another process finds them.
     """
-    shutil.copytree(STAND_IN, folder)
-    for name, version in PLATFORMS[0].vendor_pins.items():
-        information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        information.mkdir()
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    make_packages(folder)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    os.environ.update(ENVIRONMENT)
     return {
+        **ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
         "SM_CURRENT_INSTANCE_TYPE": "ml.inf2.xlarge",
         "NEURON_SUM_CORE_LOCKS": str(folder),
@@ -110,12 +109,13 @@ def _artifact(work: Path) -> Artifact:
         f"data.max_source_length={SOURCE}",
     ]
     source = open_source(work / "checkpoint", "tiny", changes)
-    plan = make_plan(source)
-    for graph in plan.missing:  # in this process, which has the stand-in on its path
+    cache.folder().mkdir(parents=True)
+    # In this process, which has the stand-in on its path. The place of the others depends on the first one's layout.
+    while (plan := make_plan(source)).missing:
+        graph = plan.missing[0]
         scratch = work / "graphs" / Path(graph.file).stem
         scratch.mkdir(parents=True)
         plan.target.compile_graph(plan.model(), graph, None, scratch / "graph.pt")
-        plan.cached[graph.file].parent.mkdir(parents=True, exist_ok=True)
         shutil.move(scratch / "graph.pt", plan.cached[graph.file])
     return build(source, plan, work / "artifact", overwrite=False, jobs=None)
 

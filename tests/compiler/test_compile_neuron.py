@@ -563,6 +563,16 @@ def test_correct_graphs_do_not_depend_on_an_earlier_batch(
 # The command line, and a server.
 
 
+def test_the_benchmark_of_workers_compiles_its_artifact(
+    calls: Calls, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    workers = importlib.import_module("workers")
+    artifact = workers._artifact(tmp_path)
+    assert {bucket.batch for bucket in artifact.manifest.buckets} == {1, workers.BATCH}
+    assert calls("compile")
+
+
 def test_the_command_line_compiles_verifies_and_reports(
     calls: Calls,
     packages: Path,
