@@ -26,6 +26,7 @@ from sagemaker_jobs.aws.errors import (
     Refused,
     Unreached,
     ignore_missing,
+    without_names,
 )
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, bucket_and_key
@@ -251,7 +252,7 @@ class Account:
         response = getattr(error, "response", None)
         if isinstance(response, dict) and "Error" in response:
             code = str(response["Error"].get("Code", ""))
-            message = " ".join(str(response["Error"].get("Message") or "").split()) or code
+            message = without_names(" ".join(str(response["Error"].get("Message") or "").split())) or code
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
             if status >= 500 and code not in THROTTLED:  # the call may have had its effect
                 return Unreached(

@@ -67,7 +67,8 @@ def receipt(
     priced_with = None if offline else account
     plans = {step.name: costs.worst_case(step.name, stack, priced_with, device_hours) for step in STEPS}
     table, worst_usd = _plan_table(plans), sum(plan.worst_usd for plan in plans.values())
-    _check_prices(plans, max_usd)
+    for plan in plans.values():
+        plan.check(max(max_usd, plan.worst_usd))  # rejects prices of another region, with which no cap can be enforced
     cap = f"at most ${worst_usd:.2f}; --max-usd allows ${max_usd:.2f}"
     if worst_usd > max_usd:
         cap += ", and a step that may exceed the rest is left out"
@@ -125,25 +126,15 @@ def _plan_table(plans: "Mapping[str, Plan]") -> "Table":
     return table
 
 
-def _check_prices(plans: "Mapping[str, Plan]", max_usd: float) -> None:
-    """Reject prices of another region, with which no cap can be enforced.
-
-    Raises:
-        AwsError: If there is one.
-    """
-    for plan in plans.values():
-        plan.check(max(max_usd, plan.worst_usd))
-
-
 def _write(output: Path, record: "Record", runner: "Runner") -> None:
     """Write the page, and the same as JSON, both without the account id."""
     from neuron_sum import files
-    from sagemaker_jobs.receipt.page import render
+    from sagemaker_jobs.receipt.page import anonymous, render
     from sagemaker_jobs.receipt.record import PAGE, RECEIPT
 
     cells = runner.cells
     files.write_text(output / PAGE, render(record, cells))
-    text = files.to_json(_as_dict(record, runner), indent=2).replace(record.account, "ACCOUNT")
+    text = anonymous(files.to_json(_as_dict(record, runner), indent=2), record)
     files.write_text(output / RECEIPT, text + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from sagemaker_jobs.aws.errors import without_names
 from sagemaker_jobs.receipt.record import Observed, Record
 from sagemaker_jobs.receipt.steps import ALL, Step
 
@@ -10,13 +11,18 @@ WORDS = 12
 
 
 def render(record: Record, cells: Mapping[str, Observed]) -> str:
-    """The page, without the account id.
+    """The page.
 
     Args:
         record: The receipt.
         cells: The result of every cell.
     """
-    return "\n".join(_lines(record, cells)).replace(record.account, "ACCOUNT") + "\n"
+    return anonymous("\n".join(_lines(record, cells)), record) + "\n"
+
+
+def anonymous(text: str, record: Record) -> str:
+    """A text without the account id, and without the names of users and sessions in messages of AWS."""
+    return without_names(text).replace(record.account, "ACCOUNT")
 
 
 def _lines(record: Record, cells: Mapping[str, Observed]) -> Iterator[str]:
