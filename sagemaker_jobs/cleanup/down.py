@@ -18,7 +18,7 @@ RUNS_NAMED = 10
 
 
 def remaining_resources(account: Account, run: str | None) -> list[Resource]:
-    """Return the resources that `remove` would delete: empty if only artifacts exist.
+    """Return the resources of a search that is complete: empty if only artifacts exist.
 
     Args:
         account: The account and region.
@@ -58,22 +58,6 @@ def check_known(account: Account, run: str) -> None:
         f"unknown run {run!r} in {account.region}",
         f"use one of {', '.join(runs[:RUNS_NAMED])}{more}" if runs else "no runs in this region; use another --region",
     )
-
-
-def remove(account: Account, run: str | None) -> list[Resource]:
-    """Delete the resources of one run or of all runs; `delete` says how.
-
-    Args:
-        account: The account and region.
-        run: The only run whose resources to delete; None for all runs.
-
-    Returns:
-        The deleted resources.
-
-    Raises:
-        AwsError: If AWS refused a call, or did not answer; everything else is deleted, and the call can be repeated.
-    """
-    return delete(account, look(account, run))
 
 
 def delete(account: Account, inventory: Inventory) -> list[Resource]:

@@ -28,6 +28,7 @@ def down(
     from sagemaker_jobs.aws.names import CAPTURED, parse_run_id
     from sagemaker_jobs.cleanup import artifacts as storage
     from sagemaker_jobs.cleanup import down as clearing
+    from sagemaker_jobs.cleanup import inventory
     from sagemaker_jobs.cleanup.registered import known_entries
     from sagemaker_jobs.commands import session, tables
 
@@ -39,12 +40,11 @@ def down(
             "missing argument RUN", "Run `neuron-sum aws down RUN`, or use --all for every run in this region."
         )
     account = session.account_in(region, short_timeouts=True, every_s=every)
-    if run is not None:
-        clearing.check_known(account, run)
-    entries = known_entries(account, run)
     if check or dry_run:
+        if run is not None:
+            clearing.check_known(account, run)
         remaining = clearing.remaining_resources(account, run)
-        stored = storage.stored(account, run)
+        stored, entries = storage.stored(account, run), known_entries(account, run)
         report = {
             "left": [item.as_dict() for item in remaining],
             "artifacts": [each.as_dict() for each in stored],
@@ -56,8 +56,12 @@ def down(
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
-    removed = clearing.remove(account, run)
-    stored = storage.stored(account, run)
+    removed = clearing.delete(
+        account, inventory.look(account, run)
+    )  # before all other requests, because it ends what is billed
+    if run is not None and not removed:
+        clearing.check_known(account, run)
+    stored, entries = storage.stored(account, run), known_entries(account, run)
     deleted = stored if artifacts else [each for each in stored if captured and f"/{CAPTURED}" in each.address]
     skipped = storage.remove_artifacts(deleted)
     remaining = clearing.remaining_resources(account, run)

@@ -91,6 +91,14 @@ def test_all_kinds_are_found_priced_and_removed_from_another_machine(aws: AwsSer
     assert neuron_sum("aws", "down", "--check").exit_code == 0
 
 
+@pytest.mark.parametrize("words", [(RUN.id,), ("--all",)])
+def test_what_is_billed_is_deleted_before_the_model_registry_is_read(aws: AwsServer, words: tuple[str, ...]) -> None:
+    make_all(aws, RUN)
+    assert neuron_sum("aws", "down", *words, "--every", "0.01").exit_code == 0
+    assert aws.calls.index("sagemaker.DeleteEndpoint") < aws.calls.index("sagemaker.ListModelPackageGroups")
+    assert aws.calls.count("sagemaker.ListEndpoints") == 2, "the search, and the check at the end"
+
+
 def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) -> None:
     theirs = Run("theirs-261121-2000-abcf", "")  # has the form of neuron-sum's names, without its tag
     for run in (RUN, OTHER):
@@ -105,6 +113,19 @@ def test_down_of_one_run_keeps_other_runs_and_foreign_resources(aws: AwsServer) 
     assert neuron_sum("aws", "down", "--all", "--every", "0.01").exit_code == 0
     assert [item for item in aws.everything() if theirs.id not in item] == []
     assert [item for item in aws.everything() if theirs.id in item]
+
+
+CALLER = f"arn:aws:sts::{ACCOUNT}:assumed-role/AWSReservedSSO_Dev_0123/ann@example.org"
+
+
+@pytest.mark.parametrize("caller", [CALLER, f"arn:aws:iam::{ACCOUNT}:user/teams/ann@example.org"])
+def test_denials_do_not_name_the_person(aws: AwsServer, caller: str) -> None:
+    """The session of a role is often named by an e-mail address, and errors are copied into issues and receipts."""
+    text = f"User: {caller} is not authorized to perform: sagemaker:ListModels on resource: arn:aws:sagemaker:x"
+    aws.script.refusals["sagemaker.ListModels"] = ("AccessDeniedException", text, 400)
+    down = neuron_sum("aws", "down", "--all", "--every", "0.01")
+    assert down.exit_code == 14 and "ann" not in down.stderr
+    assert "/NAME is not authorized to perform: sagemaker:ListModels" in " ".join(down.stderr.split())
 
 
 @pytest.mark.parametrize("call", ["sagemaker.ListModels", "codebuild.ListBuildsForProject"])
