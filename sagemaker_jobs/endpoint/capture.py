@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from neuron_sum.errors import AwsError
 from neuron_sum.monitoring.redaction import redact_files
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import ignore_missing
 from sagemaker_jobs.aws.names import CAPTURED, Run, capture_prefix
+from sagemaker_jobs.stack import storage
 from sagemaker_jobs.stack.stack import Request, Stack
 from sagemaker_jobs.stack.storage import CAPTURE_DAYS, owned_bucket
 
@@ -68,27 +68,12 @@ def check_lifecycle(account: Account, stack: Stack) -> None:
     Raises:
         AwsError: If the bucket has no such lifecycle rule, also for old versions, or AWS refuses.
     """
-    rules, deleted = [], set[str]()
-    with ignore_missing("NoSuchLifecycleConfiguration"):
-        answer = account.call("s3", "get_bucket_lifecycle_configuration", **owned_bucket(account))
-        rules = answer["Rules"]
-    for rule in rules:
-        chosen = rule.get("Filter", {})
-        prefix = chosen.get("Prefix", rule.get("Prefix"))
-        # A rule with tags or sizes, which are in And or beside the prefix, does not cover all files.
-        covers = prefix is not None and set(chosen) <= {"Prefix"} and CAPTURED.startswith(prefix)
-        if rule["Status"] == "Enabled" and covers:
-            days = {
-                "objects": rule.get("Expiration", {}).get("Days"),
-                "old versions": rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays"),
-            }
-            deleted |= {what for what, limit in days.items() if limit is not None and limit <= CAPTURE_DAYS}
-    if missing := [what for what in ("objects", "old versions") if what not in deleted]:
+    if missing := storage.captures_kept(storage.lifecycle_of(account)):
         raise AwsError(
             f"the bucket {stack.bucket} has no lifecycle rule that deletes {' and '.join(missing)} of {CAPTURED} after "
             f"{CAPTURE_DAYS} days or less",
-            f"run neuron-sum aws setup --region {account.region}; if its owner has written other rules, add one "
-            "yourself (docs/aws.md, Captured requests)",
+            f"run neuron-sum aws setup --region {account.region}; if it changes nothing, add the rule yourself "
+            "(docs/aws.md, Captured requests)",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import Refused, ignore_missing
-from sagemaker_jobs.aws.names import CAPTURED, REPOSITORY, RUN_TAG
+from sagemaker_jobs.aws.names import CAPTURED, PREFIX, REPOSITORY, RUN_TAG
 
 CAPTURE_DAYS = 7
 """Days after which the bucket deletes captured requests, as in template.yaml."""
@@ -18,7 +18,7 @@ RULES: tuple[dict[str, Any], ...] = (
     {
         "ID": "parts-of-killed-uploads",
         "Status": "Enabled",
-        "Filter": {"Prefix": ""},
+        "Filter": {"Prefix": f"{PREFIX}/"},
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
     },
     {
@@ -90,7 +90,7 @@ def repository_is_ours(account: Account) -> bool:
 def configure(account: Account, parameters: dict[str, str]) -> None:
     """Write the settings of a bucket and a repository that are not in the stack, as the template has them.
 
-    A bucket policy and lifecycle rules that exist are kept, because they may contain rules of the user.
+    A bucket policy and lifecycle rules of the user are kept; RULES are added to the latter.
 
     Args:
         account: The account and region.
@@ -123,28 +123,77 @@ def configure(account: Account, parameters: dict[str, str]) -> None:
         if not _get(account, "get_bucket_policy"):
             policy = {"Version": "2012-10-17", "Statement": [only_tls]}
             _put(account, "put_bucket_policy", Policy=json.dumps(policy))
-        present = {rule.get("ID") for rule in _get(account, "get_bucket_lifecycle_configuration").get("Rules", [])}
-        if present < {rule["ID"] for rule in RULES}:
-            _put(account, "put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": [*RULES]})
+        found = lifecycle_of(account)
+        if missing_rules(found):
+            ours = [rule["ID"] for rule in RULES]
+            others = [rule for rule in found.get("Rules", []) if rule.get("ID") not in ours]
+            # S3 resets this setting if a request omits it.
+            smallest = {key: found[key] for key in ("TransitionDefaultMinimumObjectSize",) if key in found}
+            rules = {"Rules": [*others, *RULES]}
+            _put(account, "put_bucket_lifecycle_configuration", LifecycleConfiguration=rules, **smallest)
     if parameters["CreateRepository"] == "false":
         mutability = {"repositoryName": REPOSITORY, "imageTagMutability": "IMMUTABLE"}
         account.call("ecr", "put_image_tag_mutability", **mutability)
 
 
+def lifecycle_of(account: Account) -> dict[str, Any]:
+    """Return the answer of GetBucketLifecycleConfiguration; empty if the bucket has no rules.
+
+    Raises:
+        AwsError: If AWS refuses.
+    """
+    return _get(account, "get_bucket_lifecycle_configuration")
+
+
+def captures_kept(lifecycle: dict[str, Any]) -> list[str]:
+    """Return the captured requests that a bucket keeps for more than CAPTURE_DAYS: objects, old versions.
+
+    Args:
+        lifecycle: The result of `lifecycle_of`.
+    """
+    deleted = set()
+    for rule in lifecycle.get("Rules", []):
+        chosen = rule.get("Filter", {})
+        prefix = chosen.get("Prefix", rule.get("Prefix"))
+        # A rule with tags or sizes, which are in And or beside the prefix, does not cover all files.
+        covers = prefix is not None and set(chosen) <= {"Prefix"} and CAPTURED.startswith(prefix)
+        if rule["Status"] == "Enabled" and covers:
+            days = {
+                "objects": rule.get("Expiration", {}).get("Days"),
+                "old versions": rule.get("NoncurrentVersionExpiration", {}).get("NoncurrentDays"),
+            }
+            deleted |= {what for what, limit in days.items() if limit is not None and limit <= CAPTURE_DAYS}
+    return [what for what in ("objects", "old versions") if what not in deleted]
+
+
+def missing_rules(lifecycle: dict[str, Any]) -> list[str]:
+    """Return the names of the RULES that a bucket lacks, also if somebody changed one so that captured requests stay.
+
+    Args:
+        lifecycle: The result of `lifecycle_of`.
+    """
+    present = {rule.get("ID") for rule in lifecycle.get("Rules", []) if rule["Status"] == "Enabled"}
+    missing = [rule["ID"] for rule in RULES if rule["ID"] not in present]
+    return missing or ([RULES[-1]["ID"]] if captures_kept(lifecycle) else [])
+
+
 def differences(account: Account, parameters: dict[str, str]) -> list[str]:
-    """Return how the encryption of a bucket that is not in the stack differs.
+    """Return how the encryption and the lifecycle of a bucket that is not in the stack differ.
 
     Raises:
         AwsError: If a request fails.
     """
     if parameters["CreateBucket"] == "true":
         return []
-    found = account.find("s3", "get_bucket_encryption", **owned_bucket(account)) or {}
-    rules = found.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
+    encryption = account.find("s3", "get_bucket_encryption", **owned_bucket(account)) or {}
+    rules = encryption.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
     keys = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID", "") for rule in rules]
-    if keys == [parameters["KmsKey"]]:
-        return []
-    return [f"bucket {account.site.bucket}: encrypted with {keys} instead of {parameters['KmsKey']!r}"]
+    wanted, found = parameters["KmsKey"], []
+    if keys != [wanted]:
+        found.append(f"bucket {account.site.bucket}: encrypted with {keys} instead of {wanted!r}")
+    if missing := missing_rules(lifecycle_of(account)):
+        found.append(f"bucket {account.site.bucket}: no lifecycle rule {', '.join(missing)}")
+    return found
 
 
 def owned_bucket(account: Account) -> dict[str, str]:

@@ -341,9 +341,16 @@ def test_an_earlier_bucket_and_repository_are_used_only_with_the_tag(aws: AwsSer
     assert len(s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]) == 2, "an earlier version's rules"
     mine = {**parts, "ID": "mine"}
     s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [mine]})
+    assert "no lifecycle rule parts-of-killed-uploads, captured-requests" in failed(neuron_sum(*SETUP, "--check"))
     told(neuron_sum(*SETUP, "--json"))
-    [kept] = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
-    assert kept["ID"] == "mine"
+    told(neuron_sum(*SETUP, "--check", "--json"))
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert [rule["ID"] for rule in rules] == ["mine", "parts-of-killed-uploads", "captured-requests"]
+    rules[-1]["Expiration"] = {"Days": 90}
+    s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": rules})
+    assert "no lifecycle rule captured-requests" in failed(neuron_sum(*SETUP, "--check"))
+    told(neuron_sum(*SETUP, "--json"))
+    told(neuron_sum(*SETUP, "--check", "--json"))
 
 
 def test_the_template_has_the_rules_of_a_bucket_outside_of_the_stack(aws: AwsServer) -> None:
