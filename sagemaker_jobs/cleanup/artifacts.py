@@ -90,10 +90,7 @@ def stored(account: Account, run: str | None) -> list[Stored]:
             found.append(Stored(address, len(objects), total, price, prices.S3_SOURCE, delete))
     if run is None and (images := _images(account)):
         # Layers count once per image that contains them, so this is an upper bound.
-        total, address = (
-            sum(each.get("imageSizeInBytes", 0) for each in images),
-            f"images in the repository {REPOSITORY}",
-        )
+        total = sum(each.get("imageSizeInBytes", 0) for each in images)
         delete = partial(_delete_images, account, {each["imageDigest"] for each in images})
         address, price = f"images in the repository {REPOSITORY}", prices.ECR_USD_PER_GB_MONTH
         found.append(Stored(address, len(images), total, price, prices.ECR_SOURCE, delete))
@@ -217,14 +214,7 @@ def _delete_group(account: Account, group: str) -> int:
 
 def _objects(account: Account, prefix: str) -> Iterator[dict[str, Any]]:
     with ignore_missing():
-        yield from account.pages(
-            "s3",
-            "list_objects_v2",
-            "Contents",
-            Bucket=account.site.bucket,
-            Prefix=prefix,
-            ExpectedBucketOwner=account.id,
-        )
+        yield from account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owned_bucket(account))
 
 
 def _images(account: Account) -> list[dict[str, Any]] | None:

@@ -54,7 +54,7 @@ def models(
     else:
         stack, running = require_stack(account), lifecycle.find_ours(account, run)
         target_run, prefix = running.run, _models_prefix(account, running)
-        existing = _list_models(account, stack.bucket, prefix)
+        existing = _list_models(account, prefix)
     if missing := [name for name in remove or [] if account is not None and name.removesuffix(ARCHIVE) not in existing]:
         raise AwsError(
             f"{target_run.id} has no model {missing[0]}",
@@ -83,7 +83,7 @@ def models(
         send(account, launch, bar.advance)
     if deletes:
         console.warn(UNLOADING)
-    existing = _list_models(account, stack.bucket, prefix)
+    existing = _list_models(account, prefix)
     table = console.table("model", "size", "since", title=f"s3://{stack.bucket}/{prefix}")
     for name, item in existing.items():
         table.add_row(name, console.size(item["Size"]), f"{item['LastModified']:%Y-%m-%d %H:%M} UTC")
@@ -114,10 +114,9 @@ def _models_prefix(account: "Account", found: "Endpoint") -> str:
     return bucket_and_key(model["ModelDataUrl"])[1]
 
 
-def _list_models(account: "Account", bucket: str, prefix: str) -> dict[str, dict[str, Any]]:
+def _list_models(account: "Account", prefix: str) -> dict[str, dict[str, Any]]:
     from sagemaker_jobs.endpoint.sources import ARCHIVE
+    from sagemaker_jobs.stack.storage import owned_bucket
 
-    listing = account.pages(
-        "s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, ExpectedBucketOwner=account.id
-    )
+    listing = account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owned_bucket(account))
     return {item["Key"].removeprefix(prefix).removesuffix(ARCHIVE): item for item in listing}

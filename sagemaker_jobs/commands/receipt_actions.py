@@ -115,7 +115,9 @@ class AwsActions:
             limited = step.name == steps.DEVICE and (found or {}).get("SecondaryStatus") == "MaxRuntimeExceeded"
             if found is None or not (limited or found["TrainingJobStatus"] in ("InProgress", "Completed")):
                 return None
-            return self._ended_job(step, job.run, lambda: self._follow(job.run))
+            if step.name == steps.DEVICE:
+                return self._device_result(job.run, lambda: self._follow(job.run))
+            return self._ended_job(step, self._follow(job.run))
         if build := _of_kind(created, "build"):
             states = [found["buildStatus"] for _, found in builds_of(self.account, build.run)]
             if not states or states[0] not in ("IN_PROGRESS", "SUCCEEDED"):
@@ -219,31 +221,15 @@ class AwsActions:
         return _result({step.cells[0].name: observed})
 
     def _train(self, step: Step, start: StartOptions) -> Result:
-        def carry_out_step() -> Mapping[str, Any]:
-            return _call(
-                train,
-                recipe=costs.RECIPE,
-                instance=costs.CPU,
-                max_hours=costs.JOB_HOURS,
-                wheelhouse=self._wheels,
-                **vars(start),
-            )
-
-        return self._ended_job(step, None, carry_out_step)
+        return self._ended_job(step, _call(train, recipe=costs.RECIPE, **self._job_options(start)))
 
     def _compile(self, step: Step, start: StartOptions) -> Result:
-        def carry_out_step() -> Mapping[str, Any]:
-            return _call(
-                compile_run,
-                source=self.record.fact(steps.TRAIN, "run"),
-                target="cpu" if step.name == steps.COMPILE_CPU else "inf2",
-                instance=costs.CPU,
-                max_hours=costs.JOB_HOURS,
-                wheelhouse=self._wheels,
-                **vars(start),
-            )
+        target, run = "cpu" if step.name == steps.COMPILE_CPU else "inf2", self.record.fact(steps.TRAIN, "run")
+        return self._ended_job(step, _call(compile_run, source=run, target=target, **self._job_options(start)))
 
-        return self._ended_job(step, None, carry_out_step)
+    def _job_options(self, start: StartOptions) -> dict[str, Any]:
+        options = {"instance": costs.CPU, "max_hours": costs.JOB_HOURS, "wheelhouse": self._wheels}
+        return {**options, **vars(start)}
 
     def _device(self, step: Step, start: StartOptions) -> Result:
         run, stack = new_run("receipt"), require_stack(self.account)
@@ -258,21 +244,14 @@ class AwsActions:
             stack,
         )
 
-        def carry_out_step() -> Mapping[str, Any]:
-            with console.collect_results() as results:
-                carry_out(
-                    lambda instance, failures: launch, (costs.TRAINIUM,), self.account, start, options, lambda _: ""
-                )
-            return results[-1]
+        def carry_out_step() -> None:
+            with console.collect_results():
+                carry_out(lambda *_: launch, (costs.TRAINIUM,), self.account, start, options, lambda _: "")
 
-        return self._ended_job(step, run.id, carry_out_step)
+        return self._device_result(run.id, carry_out_step)
 
-    def _ended_job(self, step: Step, run: str | None, wait: Callable[[], Mapping[str, Any]]) -> Result:
-        """Wait for the job of a step, and read what AWS reports of it."""
-        if step.name == steps.DEVICE:
-            assert run is not None  # both callers know it
-            return self._device_result(run, wait)
-        ended = wait()
+    def _ended_job(self, step: Step, ended: Mapping[str, Any]) -> Result:
+        """Read what AWS reports of the completed job of a step."""
         job = self.account.call("sagemaker", "describe_training_job", TrainingJobName=ended["job"])
         billed, ran = job.get("BillableTimeInSeconds"), job.get("TrainingTimeInSeconds")
         seconds = costs.billed_seconds(job) or 0.0
@@ -288,7 +267,7 @@ class AwsActions:
             cells["billed time"] = found
         return _result(cells, run=ended["run"], model=ended["model"] if "model" in ended else ended["output"])
 
-    def _device_result(self, run: str, wait: Callable[[], Mapping[str, Any]]) -> Result:
+    def _device_result(self, run: str, wait: Callable[[], object]) -> Result:
         """The counts of the device receipt; a job that was stopped has those of the steps that had ended."""
         failure: NeuronSumError | None = None
         try:
@@ -319,8 +298,10 @@ class AwsActions:
         return _result(cells, run=run)
 
     def _endpoint(self, step: Step, start: StartOptions) -> Result:
-        def carry_out_step() -> object:
-            return _call(
+        scaling = Observed(state="passed", text="accepted")
+        begun = _now()
+        try:
+            _call(
                 deploy,
                 # The newest compile job of the run may be that for Inferentia2.
                 sources=[f"receipt-cpu={self.record.fact(steps.COMPILE_CPU, 'model')}"],
@@ -330,11 +311,6 @@ class AwsActions:
                 invocations_per_instance=costs.INVOCATIONS,
                 **vars(start),
             )
-
-        scaling = Observed(state="passed", text="accepted")
-        begun = _now()
-        try:
-            carry_out_step()
         except AwsError as error:
             endpoint = _of_kind(self._created(step), "endpoint")
             found = lifecycle.describe(self.account, endpoint.name) if endpoint is not None else None

@@ -52,7 +52,7 @@ def register(
     reader = None if dry_run and stack.site.account == ANY_ACCOUNT else account
     model = sources.find_source(source, reader, stack)
     stack.check_readable([model.address_in(stack)])
-    model, manifest = sources.with_manifest(model, reader)
+    model = sources.inspected(model, reader)
     instance = instance or ("ml.c7i.4xlarge" if model.target == "cpu" else "ml.inf2.xlarge")
     target = sources.image_target(model, instance, image)
     pinned = images.pin(reader, stack, image_uri_of(image, target, reader, stack.site))
@@ -62,7 +62,6 @@ def register(
         model.run or new_run(model.name),
         pinned,
         "inf2" if target in images.PUBLISHED else target,
-        manifest,
         registry.digest_of(model, reader),
         given,
         approve,

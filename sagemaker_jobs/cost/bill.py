@@ -9,8 +9,6 @@ SERVICES = ("Amazon SageMaker", "CodeBuild", "Amazon EC2 Container Registry (ECR
 """Cost Explorer's names of the services that the commands use; it returns nothing for a name without costs."""
 DELAY_DAYS = 1
 """Cost Explorer updates its data at least once every 24 hours (AWS Cost Management user guide, ce-what-is)."""
-QUERY_USD = 0.01
-"""The price of a request to Cost Explorer (aws.amazon.com/aws-cost-management/pricing)."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,6 @@ class Registration:
         run: The run that compiled the model, or a new one.
         image: The image with its digest.
         target: The kind of the image: cpu or inf2.
-        manifest: The manifest of the artifact, or the record of a published container.
         digest: The start of the hash of the archive, for its address.
         scores: The scores.
         approved: Whether the model may be deployed without a further approval.
@@ -65,7 +64,6 @@ class Registration:
     run: Run
     image: str
     target: str
-    manifest: Mapping[str, Any]
     digest: str
     scores: Sequence[Scores] = ()
     approved: bool = False
@@ -199,8 +197,9 @@ def card(registration: Registration, address: str) -> dict[str, Any]:
         registration: The model.
         address: The S3 address of its archive.
     """
-    manifest = registration.manifest
-    compiled = {key: value for key, value in manifest.items() if isinstance(value, str | int) and value != ""}
+    compiled = {
+        key: value for key, value in registration.source.record.items() if isinstance(value, str | int) and value != ""
+    }
     details = {
         **{f"manifest_{key}": str(value)[:LONGEST] for key, value in compiled.items()},
         "run": registration.run.id,
@@ -264,7 +263,7 @@ def register(account: Account, stack: Stack, registration: Registration) -> dict
         account.upload(path, bucket, f"{prefix}model.tar.gz", owner)
     else:
         account.copy(source.address_in(stack), bucket, f"{prefix}model.tar.gz", owner)
-    text = json.dumps(dict(registration.manifest), indent=2).encode()
+    text = json.dumps(dict(source.record), indent=2).encode()
     account.call("s3", "put_object", Bucket=bucket, Key=f"{prefix}manifest.json", Body=text, **owner)
     for scores in registration.scores:
         account.upload(scores.path, bucket, registration.key_of(scores), owner)

@@ -69,6 +69,7 @@ class Source:
         channel: The file to upload.
         run: The run that compiled the model; None for an archive.
         environment: The variables that the archive's container needs.
+        record: The manifest in the archive, or the record of its container; empty if the archive was not read.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Source:
     channel: Channel | None = None
     run: Run | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def address_in(self, stack: Stack) -> str:
         """The S3 address of the model, once it is uploaded."""
@@ -118,8 +120,8 @@ def find_source(text: str, account: Account | None, stack: Stack) -> Source:
         )
     if path.is_file():
         channel = Channel(ARCHIVES, {"model" + ARCHIVE: path})
-        packed_for, environment = inspect(path, location)
-        return Source(name or _stem(path.name), packed_for, channel=channel, environment=environment)
+        target, environment, record = inspect(path, location)
+        return Source(name or _stem(path.name), target, channel=channel, environment=environment, record=record)
     if location.endswith(ARCHIVE):
         raise AwsError(
             f"{path} does not exist", "Use a model.tar.gz written by `neuron-sum package`, s3://…, or a run id."
@@ -132,67 +134,30 @@ def find_source(text: str, account: Account | None, stack: Stack) -> Source:
         return Source(name or location, None, stack.model(run, "compile"), run=run)
     run = training.find_run(account, location)
     job = training.newest(account, run, "compile")
-    target = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
-    return Source(name or location, target, job.model, run=run)
+    compiled_for = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
+    return Source(name or location, compiled_for, job.model, run=run)
 
 
 def inspected(source: Source, account: Account | None) -> Source:
-    """An archive in S3 with the target and the environment in its first files.
+    """A source with the target, the environment and the record in the first files of its archive.
 
     Args:
-        source: The source; returned unchanged if it is not an archive in S3.
-        account: The account to query; None in a dry run without one, which prints no environment.
-
-    Raises:
-        AwsError: If the object cannot be read.
-        ArtifactError: If it is not an archive written by `neuron-sum package`.
-    """
-    if source.target is not None or source.address is None:
-        return source
-    if account is None:
-        console.note(f"an actual start reads the container's environment from {source.address}")
-        return source
-    bucket, key = bucket_and_key(source.address)
-    with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
-        target, environment = inspect(body, source.address)
-    return replace(source, target=target, environment=environment)
-
-
-def with_manifest(source: Source, account: Account | None) -> tuple[Source, dict[str, Any]]:
-    """A source with the target and the environment in its archive, and the manifest or the record of its container.
-
-    Args:
-        source: The source.
+        source: The source; returned unchanged if its archive was already read.
         account: The account to query; None in a dry run without one, which does not read an archive in S3.
 
     Raises:
         AwsError: If the object cannot be read.
         ArtifactError: If it is not an archive written by `neuron-sum package`.
     """
-    if source.channel is not None:
-        [path] = source.channel.files.values()
-        return source, _record(path, source.name)
+    if source.record or source.address is None:
+        return source
     if account is None:
-        console.note(f"an actual start reads the manifest in {source.address}")
-        return source, {}
-    assert source.address is not None  # a source has either a channel or an address
+        console.note(f"an actual start reads the manifest or the container's environment from {source.address}")
+        return source
     bucket, key = bucket_and_key(source.address)
     with closing(account.call("s3", "get_object", Bucket=bucket, Key=key)["Body"]) as body:
-        record = _record(body, source.address)
-    return inspected(source, account), record
-
-
-def _record(archive: Path | IO[bytes], name: str) -> dict[str, Any]:
-    """The manifest in an archive, or the record of the container that it was packaged for; reads only its first files.
-
-    Raises:
-        ArtifactError: If the file contains neither.
-    """
-    with reading(name, ArtifactError, PACKAGE):
-        for file, text in _first_files(archive):
-            if file != PROPERTIES:
-                return dict(json.loads(text))
-    raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
+        target, environment, record = inspect(body, source.address)
+    return replace(source, target=target, environment=environment, record=record)
 
 
 def check_offline(sources: Iterable[Source], *, isolated: bool) -> None:
@@ -214,27 +179,30 @@ def check_offline(sources: Iterable[Source], *, isolated: bool) -> None:
             )
 
 
-def inspect(archive: Path | IO[bytes], name: str) -> tuple[str, dict[str, str]]:
-    """The target of an archive, and the environment that its container needs; reads only its first files.
+def inspect(archive: Path | IO[bytes], name: str) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """What an archive was packaged for; reads only its first files.
 
     Args:
         archive: The archive.
         name: Its name in errors.
 
     Returns:
-        cpu, inf2 or one of registry.PUBLISHED, and the variables of the environment.
+        cpu, inf2 or one of registry.PUBLISHED; the variables of its container's environment; and the manifest of the
+        artifact, or the record of the published container.
 
     Raises:
         ArtifactError: If the file is not an archive written by `neuron-sum package`.
     """
     with reading(name, ArtifactError, PACKAGE):
         for file, text in _first_files(archive):
+            if file == PROPERTIES:
+                if ENDED_HANDLER in text:
+                    return registry.ENDED, {}, {"container": registry.ENDED}
+                continue
+            record = dict(json.loads(text))
             if file == ENVIRONMENT_FILE:
-                return _container(json.loads(text), name)
-            if file == PROPERTIES and ENDED_HANDLER in text:
-                return registry.ENDED, {}
-            if file == MANIFEST:
-                return str(json.loads(text)["target"]), {}
+                return *_container(record, name), record
+            return str(record["target"]), {}, record
     raise ArtifactError(f"{name} contains no {MANIFEST}", f"{PACKAGE[:-1]} with it.")
 
 

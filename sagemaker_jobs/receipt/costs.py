@@ -26,7 +26,6 @@ CPU, TRAINIUM, INFERENTIA = "ml.c7i.4xlarge", "ml.trn1.2xlarge", "ml.inf2.xlarge
 RECIPE = "tiny"
 BUILD_MINUTES = 40
 JOB_HOURS = 0.25
-DEVICE_HOURS = 1.0
 ENDPOINT_HOURS, MOST_INSTANCES, INVOCATIONS = 0.5, 2, 60.0
 INF2_HOURS = 0.25
 """Limits of the steps, so low that all of them cost at most $5 (docs/aws.md, A receipt)."""
