@@ -22,6 +22,9 @@ from sagemaker_jobs.launch.schedules import ending
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.stack.stack import Stack
 
+PARTS = ("batch", "batch-model", "batch-expiry")
+"""The parts of the names of a transform job and its resources after the run id; the number of the attempt follows."""
+
 JSON_LINES = "application/jsonlines"
 OUT = ".out"
 """Suffix that SageMaker adds to the name of an input file for its output file."""
@@ -139,10 +142,10 @@ def launch(
     return Launch(run, stack, calls, tuple(each for each in (source.channel, texts.channel) if each is not None))
 
 
-def next_attempt(account: Account, run: Run) -> int:
-    """The attempt number of a run's next transform job; SageMaker accepts the name of a job only once."""
+def last_job(account: Account, run: Run) -> int:
+    """The attempt number of a run's last transform job, which may be running; 0 without a job."""
     listing = account.pages("sagemaker", "list_transform_jobs", "TransformJobSummaries", NameContains=run.name("batch"))
-    return last_attempt(job["TransformJobName"] for job in listing) + 1
+    return last_attempt(job["TransformJobName"] for job in listing)
 
 
 def fetch(account: Account, launched: Launch, texts: Texts, folder: Path) -> Answers:

@@ -1,6 +1,6 @@
 """Inventory of neuron-sum's resources in an account, found by ledger, name and tag, and of other billed resources."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from neuron_sum.errors import AwsError
@@ -29,7 +29,7 @@ class Inventory:
         return [resource for _, resource in self.found]
 
 
-def look(account: Account, run: str | None = None) -> Inventory:
+def look(account: Account, run: str | None = None, kinds: Collection[str] = tuple(KINDS)) -> Inventory:
     """Return neuron-sum's resources that AWS lists or the ledger contains, without artifacts.
 
     A service that refuses, or does not answer, does not prevent the search in the others.
@@ -37,6 +37,7 @@ def look(account: Account, run: str | None = None) -> Inventory:
     Args:
         account: The account and region.
         run: The only run to include; None for all runs.
+        kinds: The names of the only kinds to include.
 
     Raises:
         Unreached: If no service can be reached.
@@ -53,7 +54,7 @@ def look(account: Account, run: str | None = None) -> Inventory:
         if getattr(error, "code", None) != NOT_CREATED:  # nothing of a run depends on what belongs to others
             hidden.append((kind, owner))
 
-    for kind in KINDS.values():
+    for kind in (kind for kind in KINDS.values() if kind.name in kinds):
         known = {entry.name: entry.run for entry in recorded if entry.kind == kind.name}
         listed: dict[str, str] = {}
         try:

@@ -227,7 +227,7 @@ class _EndpointKind(_SageMakerKind):
             run,
             endpoint["EndpointStatus"],
             hours_since(endpoint["CreationTime"]),
-            " + ".join(types) or None,
+            " + ".join(types) or ("unknown" if config is None else None),
             running or sum(each.get("InitialInstanceCount", 1) for each in variants) or 1,
             _expiry(account, name),
         )

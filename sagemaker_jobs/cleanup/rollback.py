@@ -1,16 +1,20 @@
 """Rollback of a refused or failed start, and deletion of the leftovers of an earlier one."""
 
+import re
 from collections.abc import Collection
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws import errors
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.names import Run
+from sagemaker_jobs.aws.names import PREFIX, Run, last_attempt
 from sagemaker_jobs.cleanup.down import delete
-from sagemaker_jobs.cleanup.inventory import Inventory
+from sagemaker_jobs.cleanup.inventory import Inventory, look
 from sagemaker_jobs.cleanup.kinds import KINDS, Resource
 from sagemaker_jobs.launch.start import Launch
+
+LEFT = ("scaling-target", "endpoint", "endpoint-config", "model", "schedule")
+"""Kinds of resources that can be left of an endpoint or a transform job. AWS may have deleted the endpoint itself."""
 
 
 def undo(account: Account, launch: Launch, error: AwsError) -> bool:
@@ -58,24 +62,30 @@ def roll_back(account: Account, launch: Launch) -> None:
     delete(account, Inventory(tuple(found)))
 
 
-def clear_leftovers(account: Account, run: Run, names: Collection[tuple[str, str]]) -> None:
-    """Delete the leftovers of an earlier start of a run, so that a new start does not use them.
+def clear_leftovers(account: Account, run: Run, parts: Collection[str], kept: int = 0) -> int:
+    """Delete the leftovers of earlier starts of a run, so that a new start does not use them.
 
-    A create request whose name is taken counts as done, which would keep an old model or an old expiry.
+    A create request whose name is taken counts as done, which would keep an old model or an old expiry. AWS deletes
+    asynchronously, so that the name of a resource may still be taken after its deletion: a new start needs new names.
 
     Args:
         account: The account and region.
         run: The run that owns the resources.
-        names: The kinds and names of the resources, without billed ones.
+        parts: The parts of their names after the run id, such as config; billed resources are kept.
+        kept: The number of the last attempt whose resources are kept.
+
+    Returns:
+        The number of a new attempt, whose names were not used before.
 
     Raises:
         AwsError: If AWS refuses, or cannot be reached.
     """
-    left = (
-        (kind, kind.describe(account, name, run.id))
-        for kind in KINDS.values()
-        for of_kind, name in names
-        if of_kind == kind.name
-    )
-    found = tuple((kind, thing) for kind, thing in left if thing is not None)
-    delete(account, Inventory(found))
+    ours = re.compile(rf"(endpoint/)?{PREFIX}-{run.id}-({'|'.join(parts)})(-\d+)?(/.*)?")
+    inventory = look(account, run.id, LEFT)
+    if inventory.refused:
+        raise inventory.refused[0]
+    found = [pair for pair in inventory.found if ours.fullmatch(pair[1].name)]
+    left = [pair for pair in found if not pair[0].paid and last_attempt([pair[1].name]) > kept]
+    delete(account, Inventory(tuple(left)))
+    recorded = [entry.name for entry in account.ledger.entries() if ours.fullmatch(entry.name)]
+    return max(kept, last_attempt([*recorded, *(thing.name for _, thing in found)])) + 1

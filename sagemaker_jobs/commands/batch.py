@@ -59,7 +59,7 @@ def batch(
             "may be too old for the image: try a small input first"
         )
     run = model.run or new_run("batch")
-    attempt = 1 if reader is None or model.run is None else batches.next_attempt(reader, run)
+    attempt = 1
     image = options.image
     if image is None:
         image = (
@@ -68,13 +68,11 @@ def batch(
             else registry.image_uri(stack.site, f"{target}-newest")
         )
     image = registry.pin(reader, stack, image)
+    if reader is not None and model.run is not None:
+        attempt = rollback.clear_leftovers(reader, run, batches.PARTS, kept=batches.last_job(reader, run))
     folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
-    if reader is not None and model.run is not None:
-        # If the last request of an attempt is refused, the next attempt has the same number.
-        unpaid = [("schedule", run.name("batch-expiry", attempt)), ("model", run.name("batch-model", attempt))]
-        rollback.clear_leftovers(reader, run, unpaid)
 
     def prepare(instance: str, failures: int) -> "Attempt[tuple[Job, Answers]]":
         chosen = replace(options, instance=instance)

@@ -118,6 +118,7 @@ def deploy(
             f"--shadow {shadow} is the model that the endpoint serves", "Use another run or archive with --shadow."
         )
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
+    attempt = 1
     if reader is not None and models[0].run is run:
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
             raise AwsError(
@@ -126,14 +127,16 @@ def deploy(
                 f"`neuron-sum aws down {run.id}`.",
             )
         if not start.dry_run:
-            rollback.clear_leftovers(reader, run, endpoint.unpaid_names(run))
+            attempt = rollback.clear_leftovers(reader, run, endpoint.PARTS)
     if copied is not None and hosting.capture is None:
         console.note("without --capture, the answers of the shadow are lost: only the metrics of both can be compared")
     name, variants = run.name("endpoint"), 1 if copied is None else 2
 
-    def prepare(instance: str, _: int) -> "Attempt[tuple[Launch, Item, str]]":
-        chosen = replace(hosting, instance=instance)
-        launch = endpoint.launch(run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied)
+    def prepare(instance: str, failures: int) -> "Attempt[tuple[Launch, Item, str]]":
+        chosen, number = replace(hosting, instance=instance), attempt + failures
+        launch = endpoint.launch(
+            run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied, attempt=number
+        )
 
         def follow(account: "Account", item: "Item") -> "tuple[Launch, Item, str]":
             console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")

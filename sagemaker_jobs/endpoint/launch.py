@@ -29,6 +29,10 @@ SHORTEST_TIMEOUT_S = 60
 SCALE_IN_S, SCALE_OUT_S = 300, 60
 """Seconds between two changes of the number of instances; a new instance takes minutes to start."""
 
+PARTS = ("config", "model", "shadow", "expiry", "endpoint")
+"""The parts of the names of an endpoint's resources after the run id. Those of the first three have the number of the
+attempt; the endpoint keeps its name for its clients, and so does its expiry."""
+
 
 def models_prefix(run: Run) -> str:
     """The S3 key prefix of the models of a multi-model endpoint."""
@@ -40,17 +44,6 @@ def scaling_target(run: Run) -> str:
     return f"endpoint/{run.name('endpoint')}/variant/{VARIANT}"
 
 
-def unpaid_names(run: Run) -> list[tuple[str, str]]:
-    """The kinds and names of what remains after an expiry, because the schedule deletes only the endpoint."""
-    return [
-        ("scaling-target", scaling_target(run)),
-        ("endpoint-config", run.name("config")),
-        ("model", run.name("model")),
-        ("model", run.name("shadow")),
-        ("schedule", run.name("expiry")),
-    ]
-
-
 def launch(
     run: Run,
     sources: Sequence[Source],
@@ -60,6 +53,7 @@ def launch(
     *,
     multi_model: bool = False,
     shadow: Source | None = None,
+    attempt: int = 1,
 ) -> Launch:
     """The launch of an endpoint.
 
@@ -72,6 +66,7 @@ def launch(
         multi_model: Whether each request names its model.
         shadow: The model that gets copies of the requests, on as many instances of the same type; not with
             `multi_model`.
+        attempt: The number of the attempt, from 1.
 
     Raises:
         AwsError: If SageMaker would refuse the endpoint, or its role may not read a model.
@@ -86,34 +81,27 @@ def launch(
         names = [f"{models_prefix(run)}{source.name}{ARCHIVE}" for source in sources]
         copies = dict(zip(names, addresses, strict=True))
         data = f"s3://{stack.bucket}/{models_prefix(run)}"
-    endpoint = {"EndpointName": run.name("endpoint"), "EndpointConfigName": run.name("config"), "Tags": run.tags}
-    calls = (
-        *([] if hosting.lifetime_h is None else [expiry(run, stack, hours=hosting.lifetime_h)]),
-        model_call(
+
+    def model(part: str, address: str, environment: Mapping[str, str]) -> Call:
+        return model_call(
             run,
             stack,
-            run.name("model"),
+            run.name(part, attempt),
             image=image,
-            model_data=data,
-            environment={} if multi_model else sources[0].environment,
+            model_data=address,
+            environment=environment,
             role=stack.site.role_arn("endpoint"),
             network_isolation=hosting.network_isolation,
             multi_model=multi_model,
-        ),
-        *(
-            model_call(
-                run,
-                stack,
-                run.name("shadow"),
-                image=image,
-                model_data=source.address_in(stack),
-                environment=source.environment,
-                role=stack.site.role_arn("endpoint"),
-                network_isolation=hosting.network_isolation,
-            )
-            for source in shadows
-        ),
-        _config(run, hosting, stack, shadow=shadow is not None),
+        )
+
+    config = _config(run, hosting, stack, attempt, shadow=shadow is not None)
+    endpoint = {"EndpointName": run.name("endpoint"), "EndpointConfigName": config.name, "Tags": run.tags}
+    calls = (
+        *([] if hosting.lifetime_h is None else [expiry(run, stack, hours=hosting.lifetime_h)]),
+        model("model", data, {} if multi_model else sources[0].environment),
+        *(model("shadow", source.address_in(stack), source.environment) for source in shadows),
+        config,
         Call("sagemaker", "create_endpoint", endpoint, "endpoint", run.name("endpoint")),
     )
     channels = tuple(source.channel for source in [*sources, *shadows] if source.channel is not None)
@@ -174,7 +162,7 @@ def model_call(
     return Call("sagemaker", "create_model", request, "model", name)
 
 
-def _config(run: Run, hosting: EndpointOptions, stack: Stack, *, shadow: bool) -> Call:
+def _config(run: Run, hosting: EndpointOptions, stack: Stack, attempt: int, *, shadow: bool) -> Call:
     """The call that creates the configuration, with timeouts that a compiled model needs to start.
 
     An endpoint cannot be deleted while it is being created. The timeouts let it start or fail within half of its hours.
@@ -187,7 +175,7 @@ def _config(run: Run, hosting: EndpointOptions, stack: Stack, *, shadow: bool) -
     )
     variant = {
         "VariantName": VARIANT,
-        "ModelName": run.name("model"),
+        "ModelName": run.name("model", attempt),
         "InstanceType": hosting.instance,
         "InitialInstanceCount": hosting.instances,
         "InitialVariantWeight": 1.0,
@@ -195,16 +183,17 @@ def _config(run: Run, hosting: EndpointOptions, stack: Stack, *, shadow: bool) -
         "ContainerStartupHealthCheckTimeoutInSeconds": max(longest, SHORTEST_TIMEOUT_S),
         **({"InferenceAmiVersion": NEURON_HOST} if hosting.instance.startswith("ml.inf2.") else {}),
     }
-    shadows = [{**variant, "VariantName": SHADOW, "ModelName": run.name("shadow")}] if shadow else []
+    shadows = [{**variant, "VariantName": SHADOW, "ModelName": run.name("shadow", attempt)}] if shadow else []
+    name = run.name("config", attempt)
     request = {
-        "EndpointConfigName": run.name("config"),
+        "EndpointConfigName": name,
         "ProductionVariants": [variant],
         **({"ShadowProductionVariants": shadows} if shadow else {}),
         "Tags": run.tags,
         **({"KmsKeyId": key} if key is not None else {}),
         **({} if hosting.capture is None else {"DataCaptureConfig": capture.config(run, stack, hosting.capture)}),
     }
-    return Call("sagemaker", "create_endpoint_config", request, "endpoint-config", run.name("config"))
+    return Call("sagemaker", "create_endpoint_config", request, "endpoint-config", name)
 
 
 def _scaling(run: Run, hosting: EndpointOptions) -> tuple[Call, ...]:

@@ -106,17 +106,27 @@ def create(
     Raises:
         AwsError: If AWS refuses, which is recorded, or does not answer, which leaves the intent open.
     """
+    entries = account.ledger.entries() if call.kind is not None else []
+    # AWS may still have the name of what was deleted, because it deletes asynchronously.
+    deleted = any(entry.event == "gone" and (entry.kind, entry.name) == (call.kind, call.name) for entry in entries)
 
     def is_early(error: BaseException) -> bool:
         if not isinstance(error, Refused):
             return False
         unassumed = error.code in NOT_ASSUMED or bool(ASSUME_ROLE.search(error.message))
         scaling = call.service == "application-autoscaling"
-        return bool(NOT_VISIBLE.search(error.message)) or (scaling and unassumed)
+        return bool(NOT_VISIBLE.search(error.message)) or (scaling and unassumed) or (deleted and error.taken)
 
-    Retrying(
+    retry = Retrying(
         retry=retry_if_exception(is_early), stop=stop_after_delay(READY_S), wait=wait_fixed(RETRY_S), reraise=True
-    )(_create_once, account, call.timed, run, on_send)
+    )
+    try:
+        retry(_create_once, account, call.timed, run, on_send)
+    except Refused as refused:
+        if call.kind is None or not refused.taken:
+            raise
+        # It exists: the reply to an attempt was lost.
+        account.ledger.note("made", call.kind, call.name, run.id)
 
 
 def _create_once(account: Account, timed: Callable[[], Call], run: Run, on_send: Callable[[Call], None]) -> None:
@@ -131,5 +141,5 @@ def _create_once(account: Account, timed: Callable[[], Call], run: Run, on_send:
     except Refused as refused:
         if not refused.taken:
             account.ledger.note("refused", call.kind, call.name, run.id)
-            raise
+        raise
     account.ledger.note("made", call.kind, call.name, run.id)

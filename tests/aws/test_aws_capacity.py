@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from aws_faults import hasten
-from aws_inputs import add_images, archive, failed, told
+from aws_inputs import RUN, add_images, archive, compiled, failed, told
 from aws_script import ACCOUNT, NO_CAPACITY, REGION
 from aws_server import AwsServer
 from in_process import neuron_sum
 
+from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import is_shortage
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.commands import capacity
+from sagemaker_jobs.launch.call import Call
+from sagemaker_jobs.launch.schedules import time_of
 
 FIRST, SECOND = "ml.c7i.4xlarge", "ml.m5.xlarge"
 DEAR = "ml.m5.24xlarge"
@@ -111,6 +115,41 @@ def test_a_job_after_a_refused_attempt_has_a_new_number(aws: AwsServer, command:
         jobs.append(told(neuron_sum(*words, *folder))["job"])
     first = 3 if command == "train" else 2
     assert jobs == [f"neuron-sum-{run}-{command}-{number}" for number in range(first, first + 3)]
+
+
+def test_batch_after_a_kill_between_two_attempts_uses_nothing_of_them(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(aws, RUN, "cpu")
+    words = ("aws", "batch", RUN.id, "texts.jsonl", *BOTH)
+    send = Call.send
+
+    def killed_at_the_second_job(call: Call, account: Account) -> None:
+        if call.name == RUN.name("batch", 2):
+            raise KeyboardInterrupt
+        send(call, account)
+
+    aws.script.shortages, aws.script.shortage_at = {FIRST: 2}, "create"
+    with monkeypatch.context() as patch:
+        patch.setattr(Call, "send", killed_at_the_second_job)
+        assert neuron_sum(*words, "--max-hours", "1").exit_code == 130
+    assert {line.split()[1] for line in aws.everything()} == {
+        RUN.name(f"batch-{part}", 2) for part in ("expiry", "model")
+    }
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sagemaker_jobs.aws.logs.time", SimpleNamespace(sleep=interrupted))
+        assert neuron_sum(*words, "--max-hours", "5").exit_code == 130
+    assert {line.split()[1] for line in aws.everything()} == {
+        RUN.name(part, 4) for part in ("batch", "batch-expiry", "batch-model")
+    }, "the third was refused"
+    schedule = aws.boto3("scheduler").get_schedule(Name=RUN.name("batch-expiry", 4))
+    assert time_of(schedule) - datetime.now(timezone.utc) > timedelta(hours=4.9), "not the expiry of the killed one"
+    assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
+    assert aws.everything() == [] and ledger().open() == []
 
 
 def test_a_spot_job_that_waited_in_vain_is_a_shortage(aws: AwsServer) -> None:

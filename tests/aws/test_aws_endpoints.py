@@ -151,10 +151,31 @@ def test_an_expired_endpoint_is_gone(aws: AwsServer) -> None:
 def test_deploy_replaces_the_remains_of_an_expired_endpoint(aws: AwsServer) -> None:
     older = IMAGE.replace("0123456789ab", "000000000000")
     told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--image", older, "--json"))
-    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model"))["PrimaryContainer"]
+    model = aws.boto3("sagemaker").describe_model(ModelName=RUN.name("model", 2))["PrimaryContainer"]
     assert model["Image"] == digest_of(aws, older) != digest_of(aws)
+    assert f"model {RUN.name('model')}" not in aws.everything()
     assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
     assert aws.everything() == []
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deployment_just_after_a_deletion_has_new_names(aws: AwsServer) -> None:
+    """AWS deletes asynchronously, so that the names of the deleted resources are still taken."""
+    assert neuron_sum("aws", "down", RUN.id, "--every", "0.01").exit_code == 0
+    again = told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--hours", "5", "--json"))
+    assert again["endpoint"] == RUN.name("endpoint"), "the clients' name"
+    assert sorted(left.split()[1] for left in aws.everything()) == sorted(
+        [RUN.name("config", 2), RUN.name("endpoint"), RUN.name("expiry"), RUN.name("model", 2)]
+    )
+    ends = time_of(aws.boto3("scheduler").get_schedule(Name=RUN.name("expiry")))
+    assert ends.isoformat() == again["expires"]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_an_endpoint_without_its_configuration_has_no_known_price(aws: AwsServer) -> None:
+    aws.boto3("sagemaker").delete_endpoint_config(EndpointConfigName=RUN.name("config"))
+    shown = told(neuron_sum("aws", "status", "--json"))
+    assert shown["no_price_known"] == [f"endpoint {RUN.name('endpoint')}"] and shown["usd_per_hour"] is None
 
 
 def test_an_expiry_that_comes_too_early_is_retried(aws: AwsServer) -> None:

@@ -77,7 +77,7 @@ def test_after_its_expiry_nothing_of_the_shadow_is_used_again(aws: AwsServer) ->
     assert f"model {RUN.name('shadow')}" in {" ".join(left.split()[:2]) for left in aws.everything()}
     told(neuron_sum("aws", "deploy", RUN.id, *CPU, "--json"))
     assert f"model {RUN.name('shadow')}" not in {" ".join(left.split()[:2]) for left in aws.everything()}
-    config = aws.boto3("sagemaker").describe_endpoint_config(EndpointConfigName=RUN.name("config"))
+    config = aws.boto3("sagemaker").describe_endpoint_config(EndpointConfigName=RUN.name("config", 2))
     assert not config.get("ShadowProductionVariants")
     told(neuron_sum("aws", "down", RUN.id, "--every", "0.01", "--json"))
     assert aws.everything() == []
@@ -109,7 +109,7 @@ def test_the_next_type_is_tried_for_both(aws: AwsServer) -> None:
     one, other = archive(Path("one.tar.gz"), "inf2"), archive(Path("other.tar.gz"), "inf2")
     words = ("--instance", "ml.inf2.xlarge,ml.inf2.8xlarge", "--every", "0.01", "--json")
     made = told(neuron_sum("aws", "deploy", one, "--shadow", other, *words))
-    name = Run(made["run"], "").name("config")
+    name = Run(made["run"], "").name("config", 2)
     config = aws.boto3("sagemaker").describe_endpoint_config(EndpointConfigName=name)
     variants = [*config["ProductionVariants"], *config["ShadowProductionVariants"]]
     assert [each["InstanceType"] for each in variants] == ["ml.inf2.8xlarge"] * 2

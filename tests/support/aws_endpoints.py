@@ -5,6 +5,7 @@ it (aws/amazon-sagemaker-examples#3432, awslabs/stable-diffusion-aws-extension#3
 """
 
 import base64
+import contextlib
 import json
 import re
 import urllib.error
@@ -36,8 +37,10 @@ _create_model, _create_config, _create = (
     _Response.create_endpoint,
 )
 _describe, _delete = _Response.describe_endpoint, _Response.delete_endpoint
+_delete_model, _delete_config = _Response.delete_model, _Response.delete_endpoint_config
 _Scheduler, _Runtime = scheduler_responses.EventBridgeSchedulerResponse, runtime_responses.SageMakerRuntimeResponse
 _create_schedule, _update_schedule = _Scheduler.create_schedule, _Scheduler.update_schedule
+_delete_schedule = _Scheduler.delete_schedule
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 
@@ -47,7 +50,7 @@ def patch(script: Callable[[], Script]) -> None:
 
     def create_model(self: Any) -> ActionResult:
         # A used name is rejected; moto replaces the model.
-        _new(self.sagemaker_backend._models, self._get_param("ModelName"), "model")
+        _new(self.sagemaker_backend._models, self._get_param("ModelName"), "model", script())
         if "the-test" in self.headers.get("User-Agent", ""):  # a test creates the resources it needs
             return _create_model(self)
         # The role must exist, trust SageMaker, and be allowed to read the model; moto accepts any.
@@ -66,7 +69,7 @@ def patch(script: Callable[[], Script]) -> None:
 
     def create_config(self: Any) -> ActionResult:
         name = self._get_param("EndpointConfigName")
-        _new(self.sagemaker_backend.endpoint_configs, name, "endpoint configuration")
+        _new(self.sagemaker_backend.endpoint_configs, name, "endpoint configuration", script())
         production, shadows = self._get_param("ProductionVariants"), self._get_param("ShadowProductionVariants") or []
         if "the-test" not in self.headers.get("User-Agent", ""):
             for variant in [*production, *shadows]:
@@ -78,9 +81,16 @@ def patch(script: Callable[[], Script]) -> None:
                     arn = address.replace("s3://", "arn:aws:s3:::") + "/file"
                     if not role_may(model.execution_role_arn, "s3:PutObject", arn):
                         raise refuse("ValidationException", f"The role may not write to {address}.")
-                if shadows and model.primary_container.get("Mode") == "MultiModel":
-                    # SageMaker's developer guide, shadow-tests: neither serverless nor Inf1 either
-                    raise refuse("ValidationException", "Shadow variants are not supported with multi-model endpoints.")
+                # SageMaker's developer guide, shadow-tests-exclusions, as far as moto stores it
+                excluded = {
+                    "multi-model endpoints": model.primary_container.get("Mode") == "MultiModel",
+                    "several containers": bool(model.containers),
+                    "serverless inference": "ServerlessConfig" in variant,
+                    "asynchronous inference": bool(self._get_param("AsyncInferenceConfig")),
+                    "Inf1 instances": variant.get("InstanceType", "").startswith("ml.inf1."),
+                }
+                if shadows and (found := [what for what, used in excluded.items() if used]):
+                    raise refuse("ValidationException", f"Shadow variants are not supported with {found[0]}.")
             names = [variant["VariantName"] for variant in [*production, *shadows]]
             if len(set(names)) < len(names):
                 raise refuse("ValidationException", "Variant names must be unique.")
@@ -97,7 +107,7 @@ def patch(script: Callable[[], Script]) -> None:
 
     def create_endpoint(self: Any) -> ActionResult:
         name = self._get_param("EndpointName")
-        _new(self.sagemaker_backend.endpoints, name, "endpoint")
+        _new(self.sagemaker_backend.endpoints, name, "endpoint", script())
         config = self._get_param("EndpointConfigName")
         find(self.sagemaker_backend.endpoint_configs, config, "endpoint configuration", script())
         found = self.sagemaker_backend.endpoint_configs[config]
@@ -116,6 +126,7 @@ def patch(script: Callable[[], Script]) -> None:
         if endpoint is not None and endpoint.endpoint_status == "Deleting":
             endpoint.looks += 1
             if endpoint.looks > script().deleting_looks:
+                script().still_taken.add(endpoint.endpoint_name)
                 self.sagemaker_backend.delete_endpoint(endpoint.endpoint_name)
         if endpoint is not None and endpoint.endpoint_status == "Creating":
             endpoint.looks += 1
@@ -143,7 +154,22 @@ def patch(script: Callable[[], Script]) -> None:
         endpoint.endpoint_status, endpoint.looks = "Deleting", 0
         return EmptyResult()
 
+    def delete_model(self: Any) -> ActionResult:
+        script().still_taken.add(self._get_param("ModelName"))
+        return _delete_model(self)
+
+    def delete_config(self: Any) -> ActionResult:
+        script().still_taken.add(self._get_param("EndpointConfigName"))
+        return _delete_config(self)
+
+    def delete_schedule(self: Any) -> str:
+        script().still_taken.add(self.uri.split("?")[0].split("/")[-1])
+        return _delete_schedule(self)
+
     def create_schedule(self: Any) -> str:
+        if (name := self.uri.split("?")[0].split("/")[-1]) in script().still_taken:
+            script().still_taken.remove(name)
+            raise refuse("ConflictException", f"Schedule {name} already exists.")
         if "the-test" not in self.headers.get("User-Agent", ""):
             _assumable(self._get_param("Target")["RoleArn"], "scheduler.amazonaws.com")
         return _create_schedule(self)
@@ -180,10 +206,9 @@ def patch(script: Callable[[], Script]) -> None:
                 copy = urllib.request.Request(
                     script().serving[f"{name}/{variant['VariantName']}"], request.data, headers
                 )
-                answer = _answer(copy)
-                _capture(
-                    endpoint, variant["VariantName"], headers.get("Content-Type", ""), request.data.decode(), *answer
-                )
+                with contextlib.suppress(urllib.error.HTTPError):  # does not reach the caller
+                    given, shadow = (headers.get("Content-Type", ""), request.data.decode()), variant["VariantName"]
+                    _capture(endpoint, shadow, *given, *_answer(copy))
             return 200, {"Content-Type": kind}, text
         except urllib.error.HTTPError as error:
             # A container's answer with a status other than 2xx arrives as ModelError, whose status is 424.
@@ -194,7 +219,8 @@ def patch(script: Callable[[], Script]) -> None:
 
     _Response.create_model, _Response.create_endpoint_config = create_model, create_config
     _Response.create_endpoint, _Response.describe_endpoint = create_endpoint, describe_endpoint
-    _Response.delete_endpoint = delete_endpoint
+    _Response.delete_endpoint, _Response.delete_model = delete_endpoint, delete_model
+    _Response.delete_endpoint_config, _Scheduler.delete_schedule = delete_config, delete_schedule
     _Scheduler.create_schedule, _Scheduler.update_schedule = create_schedule, update_schedule
     _Runtime.invoke_endpoint = invoke
     # The list of instances for hosting predates Inferentia2; AWS includes it.
@@ -303,8 +329,13 @@ def find(known: dict[str, Any], name: str, what: str, script: Script) -> None:
         raise refuse("ValidationException", f'Could not find {what} "{name}".')
 
 
-def _new(known: dict[str, Any], name: str, what: str) -> None:
-    if name in known:
+def _new(known: dict[str, Any], name: str, what: str, script: Script) -> None:
+    """Refuses a name that exists, and one that was deleted, for the first request after it.
+
+    AWS deletes asynchronously, and reads from a table that is eventually consistent.
+    """
+    if name in known or name in script.still_taken:
+        script.still_taken.discard(name)
         arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{what.split()[0]}/{name}"
         raise refuse("ValidationException", f'Cannot create already existing {what} "{arn}".')
 

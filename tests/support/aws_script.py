@@ -54,6 +54,7 @@ class Script:
         receipt: The receipt.json that a job with a Neuron device has written at its end; None: it has written none.
         scaling_role_unknown: The number of times that the service-linked role of autoscaling cannot be assumed yet.
         scaling_alarms_unknown: The number of times that this role cannot create the alarms of a policy yet.
+        still_taken: The names of deleted resources that the next create request cannot have yet.
         unseen: The names of models and configurations that the next reader does not find yet.
         deleting_looks: The number of times a deleted endpoint is still described.
         endpoint_looks: The number of times an endpoint is described as Creating; None: it stays so.
@@ -94,6 +95,7 @@ class Script:
     scaling_role_unknown: int = 1
     scaling_alarms_unknown: int = 1
     unseen: set[str] = field(default_factory=set)
+    still_taken: set[str] = field(default_factory=set)
     deleting_looks: int = 1
     endpoint_looks: int | None = 2
     endpoint_end: str = "InService"
