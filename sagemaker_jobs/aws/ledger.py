@@ -61,6 +61,7 @@ class Ledger:
 
     def __init__(self, site: AwsContext, folder: Path | None = None) -> None:
         self.path = (folder or state_folder()) / "aws" / f"{site.account}-{site.region}.jsonl"
+        self._damaged: set[int] = set()
 
     def note(self, event: Event, kind: str, name: str, run: str) -> None:
         """Append an event, and return once it is on disk.
@@ -81,14 +82,18 @@ class Ledger:
             ) from error
 
     def entries(self) -> list[Entry]:
-        """All resources ever recorded, in the order of their first intents; skips damaged lines with a warning."""
+        """All resources ever recorded, in the order of their first intents; skips damaged lines with one warning."""
         known: dict[tuple[str, str], Entry] = {}
         *lines, last = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         if _entry(last) is not None:  # only its newline is missing
             lines.append(last)
         for number, content in enumerate(lines, 1):
             if (entry := _entry(content)) is None:
-                console.warn(f"{self.path}:{number} is damaged; a resource that only this line records is not found")
+                if number not in self._damaged:
+                    self._damaged.add(number)
+                    console.warn(
+                        f"{self.path}:{number} is damaged; a resource that only this line records is not found"
+                    )
             else:
                 earlier = known.get((entry.kind, entry.name))
                 details = entry.details or (earlier.details if earlier else {})

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sagemaker_jobs.batch.transform import Answers
     from sagemaker_jobs.cost.plan import Item
     from sagemaker_jobs.jobs.follow import Job
+    from sagemaker_jobs.launch.start import Launch
 
 
 @expand
@@ -42,7 +43,7 @@ def batch(
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.cleanup.kinds import TRANSFORM
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.commands.capacity import Attempt, Candidates, instance_types
+    from sagemaker_jobs.commands.capacity import Candidates, instance_types
     from sagemaker_jobs.endpoint import sources as endpoint_sources
     from sagemaker_jobs.image import registry
     from sagemaker_jobs.jobs import follow as following
@@ -74,32 +75,32 @@ def batch(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
 
-    def prepare(instance: str, failures: int) -> "Attempt[tuple[Job, Answers]]":
+    def prepare(instance: str, failures: int) -> "Launch":
         chosen = replace(options, instance=instance)
-        launch = batches.launch(run, attempt + failures, model, inputs, chosen, image, stack)
+        return batches.launch(run, attempt + failures, model, inputs, chosen, image, stack)
 
-        def follow(account: "Account", item: "Item") -> "tuple[Job, Answers]":
-            finished = following.follow(account, item.name, price=item.price, kind=TRANSFORM, launch=launch)
-            return finished, batches.fetch(account, launch, inputs, folder)
+    def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Job, Answers]":
+        finished = following.follow(account, item.name, price=item.price, kind=TRANSFORM, launch=launch)
+        return finished, batches.fetch(account, launch, inputs, folder)
 
-        return Attempt(launch, follow)
-
-    job = prepare(types[0], 0).launch["transform-job"]
+    job = prepare(types[0], 0)["transform-job"]
     address = job.request["TransformOutput"]["S3OutputPath"]
     text = (
         f"started {job.name}; it writes its answers to {address}\n"
         f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model"
     )
-    result = session.carry_out(
-        Candidates(prepare, types, options.capacity_wait_hours),
+    candidates = Candidates(
         "transform-job",
-        account,
-        start,
+        prepare,
+        follow,
+        types,
+        options.capacity_wait_hours,
         expected_hours=options.expected_hours,
         hours=options.max_hours,
         detached=({"job": job.name, "answers": address}, text),
         roll_back=True,
     )
+    result = session.carry_out(candidates, account, start)
     if result is None:
         return
     details, (finished, answers) = result

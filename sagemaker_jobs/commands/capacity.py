@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError, Interrupted
@@ -25,33 +25,34 @@ PAUSE_S = 300.0
 
 
 @dataclass(frozen=True)
-class Attempt(Generic[Result]):
-    """A launch on one instance type.
-
-    Attributes:
-        launch: The requests to send.
-        follow: Waits until it has ended, or is in service, with its item of the plan.
-    """
-
-    launch: Launch
-    follow: Callable[[Account, Item], Result]
-
-
-@dataclass(frozen=True)
 class Candidates(Generic[Result]):
-    """Instance types that a launch may use, in order of preference.
+    """The launches of a command on the instance types that it may use, in order of preference, and how they end.
 
     Attributes:
+        kind: The kind of the resource that is followed.
         prepare: Returns the launch on an instance type, after a number of failed attempts; sends nothing.
+        follow: Waits until the resource has ended, or is in service, with its item of the plan.
         instances: The instance types; one empty name for a launch without a choice.
         wait_hours: The hours during which the list is tried again; 0: it is tried once.
+        expected_hours: The expected hours of a job; None if unknown.
+        hours: The hours until a schedule ends the resource.
+        detached: The further fields for --json and the text after the start with --detach; None if `follow` prints it.
+        roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
+        ends: Returns when AWS deletes what was started, for the message after Ctrl-C.
     """
 
-    prepare: Callable[[str, int], Attempt[Result]]
+    kind: str
+    prepare: Callable[[str, int], Launch]
+    follow: Callable[[Account, Launch, Item], Result]
     instances: tuple[str, ...] = ("",)
     wait_hours: float = 0.0
+    expected_hours: float | None = None
+    hours: float = 0.0
+    detached: tuple[dict[str, Any], str] | None = None
+    roll_back: bool = False
+    ends: Callable[[Launch], str] | None = None
 
-    def first_available(self, attempt: Callable[[Attempt[Result]], Outcome], region: str) -> Outcome:
+    def first_available(self, attempt: Callable[[Launch], Outcome], region: str) -> Outcome:
         """Return the result of the first attempt for which AWS has capacity.
 
         Args:

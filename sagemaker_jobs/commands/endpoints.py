@@ -62,7 +62,7 @@ def deploy(
     from sagemaker_jobs.aws.names import ANY_ACCOUNT, new_run
     from sagemaker_jobs.cleanup import rollback
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.commands.capacity import Attempt, Candidates, instance_types
+    from sagemaker_jobs.commands.capacity import Candidates, instance_types
     from sagemaker_jobs.endpoint import capture as captures
     from sagemaker_jobs.endpoint import launch as endpoint
     from sagemaker_jobs.endpoint import lifecycle
@@ -132,35 +132,41 @@ def deploy(
         console.note("without --capture, the answers of the shadow are lost: only the metrics of both can be compared")
     name, variants = run.name("endpoint"), 1 if copied is None else 2
 
-    def prepare(instance: str, failures: int) -> "Attempt[tuple[Launch, Item, str]]":
+    def prepare(instance: str, failures: int) -> "Launch":
         chosen, number = replace(hosting, instance=instance), attempt + failures
-        launch = endpoint.launch(
+        return endpoint.launch(
             run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied, attempt=number
         )
 
-        def follow(account: "Account", item: "Item") -> "tuple[Launch, Item, str]":
-            console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
-            if start.detach:
-                return launch, item, "Creating"
-            lifecycle.wait(account, name, price=item.price, instances=hosting.instances * variants)
-            try:
-                for call in launch.later:
-                    calls.create(account, call, run)
-            except AwsError as error:  # not a reason to roll back
-                message = f"{name} is in service, but its autoscaling failed: {error.message}"
-                raise AwsError(message, error.hint) from error
-            return launch, item, lifecycle.IN_SERVICE
-
-        return Attempt(launch, follow)
+    def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Launch, Item, str]":
+        console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
+        if start.detach:
+            return launch, item, "Creating"
+        lifecycle.wait(account, name, price=item.price, instances=hosting.instances * variants)
+        try:
+            for call in launch.later:
+                calls.create(account, call, run)
+        except AwsError as error:  # not a reason to roll back
+            message = f"{name} is in service, but its autoscaling failed: {error.message}"
+            raise AwsError(message, error.hint) from error
+        return launch, item, lifecycle.IN_SERVICE
 
     def ends_text(launch: "Launch") -> str:
         if launch.ends is None:
             return "you are billed for it until you delete it"
         return f"AWS deletes it {lifecycle.format_expiry(launch.ends)}"
 
-    candidates = Candidates(prepare, types, hosting.capacity_wait_hours)
-    hours = hosting.lifetime_h or 0.0
-    result = session.carry_out(candidates, "endpoint", account, start, hours=hours, roll_back=True, ends=ends_text)
+    candidates = Candidates(
+        "endpoint",
+        prepare,
+        follow,
+        types,
+        hosting.capacity_wait_hours,
+        hours=hosting.lifetime_h or 0.0,
+        roll_back=True,
+        ends=ends_text,
+    )
+    result = session.carry_out(candidates, account, start)
     if result is None:
         return
     details, (launch, item, status) = result

@@ -14,6 +14,7 @@ from sagemaker_jobs.launch.options import StartOptions, expand
 if TYPE_CHECKING:
     from sagemaker_jobs.aws.account import Account
     from sagemaker_jobs.cost.plan import Item
+    from sagemaker_jobs.launch.start import Launch
 
 
 @expand
@@ -39,7 +40,7 @@ def image(
     """Build the serving image with CodeBuild and store it in an ECR repository; an existing image is not rebuilt."""
     from sagemaker_jobs.aws.names import new_run
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.commands.capacity import Attempt, Candidates
+    from sagemaker_jobs.commands.capacity import Candidates
     from sagemaker_jobs.image import build as images
     from sagemaker_jobs.image import follow as builds
     from sagemaker_jobs.image import registry
@@ -56,15 +57,15 @@ def image(
         launch = images.launch(run, stack, target, build_context, archive, builder=builder, max_minutes=max_minutes)
         name = launch["build"].name
 
-        def follow(account: "Account", item: "Item") -> tuple[dict[str, Any], float]:
+        def follow(account: "Account", launch: "Launch", item: "Item") -> tuple[dict[str, Any], float]:
             identity = builds.started(account, run.id)
             built = builds.follow(account, identity, price=item.price)
             account.ledger.note("gone", "build", name, run.id)
             return built
 
-        candidates = Candidates(lambda *_: Attempt(launch, follow))
         detached = {"build": name}, f"started {name}\nnext: neuron-sum aws status {run.id} --follow"
-        result = session.carry_out(candidates, "build", account, start, detached=detached)
+        candidates = Candidates("build", lambda *_: launch, follow, detached=detached)
+        result = session.carry_out(candidates, account, start)
         if result is not None and account is not None:
             details, (build, seconds) = result
             emit_built(account, build, seconds, {**details, "build": build["id"]})

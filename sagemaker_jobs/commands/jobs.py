@@ -176,24 +176,25 @@ def carry_out(
         Interrupted: After Ctrl-C.
     """
     from sagemaker_jobs.commands import session
-    from sagemaker_jobs.commands.capacity import Attempt, Candidates
+    from sagemaker_jobs.commands.capacity import Candidates
     from sagemaker_jobs.jobs import follow as following
 
-    def attempt(instance: str, failures: int) -> "Attempt[Job]":
-        launch = prepare(instance, failures)
-
-        def follow(account: "Account", item: "Item") -> "Job":
-            return following.follow(account, item.name, price=item.price, launch=launch)
-
-        return Attempt(launch, follow)
+    def follow(account: "Account", launch: "Launch", item: "Item") -> "Job":
+        return following.follow(account, item.name, price=item.price, launch=launch)
 
     first = prepare(types[0], 0)
     name = first["training-job"].name
     detached = {"job": name}, f"started {name}\nnext: neuron-sum aws status {quote(first.run.id)} --follow"
-    candidates = Candidates(attempt, types, options.capacity_wait_hours)
-    result = session.carry_out(
-        candidates, "training-job", account, start, expected_hours=options.expected_hours, detached=detached
+    candidates = Candidates(
+        "training-job",
+        prepare,
+        follow,
+        types,
+        options.capacity_wait_hours,
+        expected_hours=options.expected_hours,
+        detached=detached,
     )
+    result = session.carry_out(candidates, account, start)
     if result is not None:
         details, job = result
         instance = job.described["ResourceConfig"]["InstanceType"]

@@ -17,7 +17,7 @@ from sagemaker_jobs.aws.logs import LostContact
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
 from sagemaker_jobs.cleanup import rollback
 from sagemaker_jobs.commands import tables
-from sagemaker_jobs.commands.capacity import Attempt, Candidates
+from sagemaker_jobs.commands.capacity import Candidates
 from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.endpoint.lifecycle import EndpointFailed
@@ -106,30 +106,14 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
 
 
 def carry_out(
-    candidates: Candidates[Result],
-    kind: str,
-    account: Account | None,
-    start: StartOptions,
-    *,
-    expected_hours: float | None = None,
-    hours: float = 0.0,
-    detached: tuple[dict[str, Any], str] | None = None,
-    roll_back: bool = False,
-    ends: Callable[[Launch], str] | None = None,
+    candidates: Candidates[Result], account: Account | None, start: StartOptions
 ) -> tuple[dict[str, Any], Result] | None:
     """Print the maximum cost of a launch, refuse it above the cap, send it, and follow it to its end.
 
     Args:
         candidates: The launch on each instance type; every one of them is priced and checked before any is sent.
-        kind: The kind of the resource that is followed.
         account: The target account; may be None only in a dry run.
         start: The options of the command.
-        expected_hours: The expected hours of a job; None if unknown.
-        hours: The hours until a schedule ends the resource.
-        detached: The further fields for --json and the text after the start with --detach; None if the attempt's
-            `follow` prints it.
-        roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
-        ends: Returns when AWS deletes what was started, for the message after Ctrl-C.
 
     Returns:
         The fields for --json and the result of `follow`; None after a dry run or with --detach.
@@ -142,9 +126,10 @@ def carry_out(
 
     def priced(launch: Launch) -> Plan:
         pricing = None if start.offline else account
-        return lifetime.priced(launch.all_calls, pricing, expected_hours, hours, launch.stack.site.region)
+        expected, hours = candidates.expected_hours, candidates.hours
+        return lifetime.priced(launch.all_calls, pricing, expected, hours, launch.stack.site.region)
 
-    launches = [candidates.prepare(instance, 0).launch for instance in candidates.instances]
+    launches = [candidates.prepare(instance, 0) for instance in candidates.instances]
     if start.dry_run or account is None:
         _print_requests([(launch, priced(launch)) for launch in launches], start.max_usd)
         return None
@@ -154,10 +139,10 @@ def carry_out(
         plan.check(start.max_usd)
         quotas.check(account, launch.all_calls)
 
-    def carried_out(attempt: Attempt[Result]) -> tuple[dict[str, Any], Result] | None:
-        plan = priced(attempt.launch)
+    def carried_out(launch: Launch) -> tuple[dict[str, Any], Result] | None:
+        plan = priced(launch)
         plan.check(start.max_usd)
-        return _send(attempt, plan, kind, account, start, detached=detached, roll_back=roll_back, ends=ends)
+        return _send(candidates, launch, plan, account, start)
 
     return candidates.first_available(carried_out, account.region)
 
@@ -175,18 +160,10 @@ def _print_requests(planned: Sequence[tuple[Launch, Plan]], max_usd: float | Non
 
 
 def _send(
-    attempt: Attempt[Result],
-    plan: Plan,
-    kind: str,
-    account: Account,
-    start: StartOptions,
-    *,
-    detached: tuple[dict[str, Any], str] | None,
-    roll_back: bool,
-    ends: Callable[[Launch], str] | None,
+    candidates: Candidates[Result], launch: Launch, plan: Plan, account: Account, start: StartOptions
 ) -> tuple[dict[str, Any], Result] | None:
-    """Send a launch and follow it; the arguments and the result are those of `carry_out`."""
-    launch, what = attempt.launch, attempt.launch[kind].name
+    """Send a launch and follow it; the result is that of `carry_out`."""
+    what, detached, ends = launch[candidates.kind].name, candidates.detached, candidates.ends
     until = None if ends is None else partial(ends, launch)
     try:
         with hint_at_follow(launch.run.id, what, account.region, until):
@@ -194,7 +171,7 @@ def _send(
                 with console.progress("uploaded bytes", sum(channel.size for channel in launch.channels)) as bar:
                     send(account, launch, bar.advance)
             except Refused as refused:
-                clean = not roll_back or rollback.undo(account, launch, refused)
+                clean = not candidates.roll_back or rollback.undo(account, launch, refused)
                 if clean and is_shortage(f"{refused.code}: {refused.message}"):
                     raise NoCapacity(refused.message, refused.hint) from refused
                 raise
@@ -204,7 +181,7 @@ def _send(
                 console.emit({**details, **detached[0]}, detached[1])
                 return None
             try:
-                return details, attempt.follow(account, plan[kind])
+                return details, candidates.follow(account, launch, plan[candidates.kind])
             except EndpointFailed as failed:
                 clean = rollback.undo(account, launch, failed)
                 if clean and failed.shortage:

@@ -129,7 +129,7 @@ def test_batch_after_a_kill_between_two_attempts_uses_nothing_of_them(
             raise KeyboardInterrupt
         send(call, account)
 
-    aws.script.shortages, aws.script.shortage_at = {FIRST: 2}, "create"
+    aws.script.shortages, aws.script.shortage_at, aws.script.looks = {FIRST: 2}, "create", None
     with monkeypatch.context() as patch:
         patch.setattr(Call, "send", killed_at_the_second_job)
         assert neuron_sum(*words, "--max-hours", "1").exit_code == 130
