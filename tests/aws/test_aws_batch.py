@@ -157,7 +157,7 @@ def test_a_rejected_job_is_rolled_back(aws: AwsServer) -> None:
 
 
 def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> None:
-    """Its attempt has the same number: a used name would count as created, with the old expiry and model."""
+    """A used name would count as created, with the old expiry and model."""
     run, denied = compiled(aws), ("AccessDeniedException", "not authorized", 400)
     deletes = ("sagemaker.DeleteModel", "scheduler.DELETE /schedules")
     aws.script.refusals.update({"sagemaker.CreateTransformJob": FULL, **dict.fromkeys(deletes, denied)})
@@ -167,10 +167,11 @@ def test_a_retried_batch_reuses_nothing_of_the_rejected_one(aws: AwsServer) -> N
     aws.script.looks = None
     again = (*ON_CPU[:2], IMAGE.replace(":1", ":2"), *ON_CPU[3:], "--detach", "--max-hours", "1")
     made = result_of(run, *again)
-    assert made["job"] == f"neuron-sum-{run}-batch"
-    model = aws.boto3("sagemaker").describe_model(ModelName=f"neuron-sum-{run}-batch-model")["PrimaryContainer"]
+    assert made["job"] == f"neuron-sum-{run}-batch-2"
+    assert sorted(line.split()[0] for line in aws.everything()) == ["model", "schedule", "transform-job"]
+    model = aws.boto3("sagemaker").describe_model(ModelName=f"neuron-sum-{run}-batch-model-2")["PrimaryContainer"]
     assert model["Image"].endswith(":2")
-    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{run}-batch-expiry")
+    schedule = aws.boto3("scheduler").get_schedule(Name=f"neuron-sum-{run}-batch-expiry-2")
     assert time_of(schedule) - datetime.now(timezone.utc) <= timedelta(hours=1)
 
 
