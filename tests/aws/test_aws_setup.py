@@ -151,9 +151,12 @@ def test_a_failed_creation_names_the_first_cause_and_is_repeated_with_its_settin
 
 def test_a_failed_update_keeps_the_stack(aws: AwsServer) -> None:
     told(neuron_sum(*SETUP, "--json"))
-    aws.script.stack_failures["JobsRole"] = "the role is denied"
-    error = failed(neuron_sum(*SETUP, "--reads", "s3://theirs/"))
-    assert "UPDATE_ROLLBACK_COMPLETE: JobsRole UPDATE_FAILED: the role is denied" in error
+    denied = f"User: arn:aws:sts::{ACCOUNT}:assumed-role/Admin/ann@example.org is not authorized"
+    aws.script.stack_failures["JobsRole"] = denied
+    update = neuron_sum(*SETUP, "--reads", "s3://theirs/")
+    error = failed(update)
+    assert "UPDATE_ROLLBACK_COMPLETE: JobsRole UPDATE_FAILED: User: arn:aws:sts:" in error
+    assert "assumed-role/Admin/NAME is not authorized" in error and "ann@" not in update.stderr
     assert neuron_sum(*SETUP, "--check").exit_code == 0
     aws.script.stack_failures.clear()
     assert told(neuron_sum(*SETUP, "--reads", "s3://theirs/", "--json"))["outcome"] == "updated"
