@@ -1,14 +1,11 @@
 """Prompt texts and their tokenization; no other module contains either."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from neuron_sum.errors import RecipeError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 CHAT = "chat"
 """The preset that uses the chat template of the model's tokenizer."""
@@ -35,6 +32,59 @@ MAX_CHARACTERS_PER_TOKEN = 32
 
 MARGIN = 8
 """Tokens beyond max_source_length after which further text no longer changes the cut."""
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' PreTrainedTokenizerFast that prompts and summaries require.
+
+    Attributes:
+        backend_tokenizer: The Tokenizer of the tokenizers library.
+        chat_template: The text of the chat template, or None; several as a mapping.
+        added_tokens_decoder: The added tokens by id.
+        unk_token: The text of the token of unknown characters.
+        unk_token_id: Its id.
+        bos_token_id: The id of the token that begins a text; this and the following are None without such a token.
+        eos_token_id: The one that ends a text.
+        sep_token_id: The one that separates texts.
+        pad_token_id: The one that pads batches.
+        cls_token_id: The one that is classified.
+        mask_token_id: The one in place of a missing word.
+    """
+
+    backend_tokenizer: Any
+    chat_template: Any
+    added_tokens_decoder: Mapping[int, Any]
+    unk_token: str | None
+    unk_token_id: int | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    sep_token_id: int | None
+    pad_token_id: int | None
+    cls_token_id: int | None
+    mask_token_id: int | None
+
+    def __len__(self) -> int:
+        """The size of the vocabulary."""
+
+    def __call__(
+        self, text: str | Sequence[str], *, add_special_tokens: bool = True, return_offsets_mapping: bool = False
+    ) -> Mapping[str, list[Any]]:
+        """The `input_ids` of a text or of each text and, if requested, the characters of each token, `offset_mapping`.
+
+        Args:
+            text: A text, or several.
+            add_special_tokens: Whether the tokens that begin and end a text are added.
+            return_offsets_mapping: Whether the characters of each token are returned, as (start, end).
+        """
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of tokens."""
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each sequence of tokens."""
+
+    def convert_ids_to_tokens(self, number: int) -> str:
+        """The token with an id."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +134,7 @@ class Prompt:
 
     def encode_claims(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: Tokenizer,
         dialogues: Sequence[str],
         claims: Sequence[str],
         max_source_length: int,
@@ -105,9 +155,7 @@ class Prompt:
             for dialogue, claim in zip(dialogues, claims, strict=True)
         ]
 
-    def encode(
-        self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str], max_source_length: int
-    ) -> list[EncodedPrompt]:
+    def encode(self, tokenizer: Tokenizer, dialogues: Sequence[str], max_source_length: int) -> list[EncodedPrompt]:
         """Tokenizes prompts; cuts the dialogue, never the template, if both do not fit.
 
         Only the start of a long dialogue is tokenized, so that the time does not depend on its length. The text of a
@@ -162,13 +210,11 @@ class Prompt:
             starts = longer
         return [prompts[number] for number in range(len(dialogues))]
 
-    def count(self, tokenizer: "PreTrainedTokenizerBase", dialogue: str) -> int:
+    def count(self, tokenizer: Tokenizer, dialogue: str) -> int:
         """The number of tokens of the prompt with the whole dialogue."""
         return len(self._tokenize(tokenizer, [dialogue])[0])
 
-    def _cut(
-        self, tokenizer: "PreTrainedTokenizerBase", dialogue: str, max_source_length: int
-    ) -> tuple[list[int], int]:
+    def _cut(self, tokenizer: Tokenizer, dialogue: str, max_source_length: int) -> tuple[list[int], int]:
         """The token ids of the prompt with the longest start of the dialogue that fits, and its characters."""
         offsets = tokenizer(dialogue, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         room = max_source_length - self.count(tokenizer, "")
@@ -183,13 +229,13 @@ class Prompt:
             "raise data.max_source_length or shorten the prompt",
         )
 
-    def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", dialogues: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, tokenizer: Tokenizer, dialogues: Sequence[str]) -> list[list[int]]:
         texts = [self.render(dialogue) for dialogue in dialogues]
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=not self.is_chat)["input_ids"]
         return rows
 
 
-def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+def control_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of the tokens that control the model, which no text of a user may contain.
 
     These are the tokens that begin, end and separate texts, and special tokens in angle brackets or, if the chat
@@ -198,7 +244,7 @@ def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """
     named = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "sep", "cls", "mask")}
     template = str(tokenizer.chat_template or "")
-    marks = {
+    marks: set[int | None] = {
         number
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.special and (token.content.startswith("<") or (token.content[0] == "[" and token.content in template))
@@ -209,11 +255,11 @@ def control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
         marks.discard(tokenizer.unk_token_id)
     else:
         marks.add(tokenizer.pad_token_id)
-    ids = (named | marks) - {None}
+    ids = (number for number in named | marks if number is not None)
     return frozenset(number for number in ids if len(tokenizer.convert_ids_to_tokens(number)) > 1)
 
 
-def without_control(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+def without_control(tokenizer: Tokenizer, text: str) -> str:
     """The text with a space after the first character of everything that the tokenizer takes for a control token.
 
     Not all tokenizers can read such a text as plain text (T5's finds `</s>` also in its vocabulary), nor is it always

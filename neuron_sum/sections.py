@@ -16,14 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
 
 from neuron_sum.errors import RecipeError
-from neuron_sum.prompts import without_control
+from neuron_sum.prompts import Tokenizer, without_control
 from neuron_sum.recipes.schema import SectionConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Sections = Sequence[SectionConfig]
 
@@ -153,7 +149,7 @@ class SectionCoder:
             if the tokenizer has one.
     """
 
-    def __init__(self, sections: Sections, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, sections: Sections, tokenizer: Tokenizer) -> None:
         self.sections, self._tokenizer = tuple(sections), tokenizer
         lines = [f"{section.heading}:" for section in sections]
         self._alone = [self._ids(line) for line in lines]
@@ -164,7 +160,7 @@ class SectionCoder:
             )
 
     @classmethod
-    def of(cls, sections: Sections, tokenizer: "PreTrainedTokenizerBase") -> "SectionCoder | None":
+    def of(cls, sections: Sections, tokenizer: Tokenizer) -> "SectionCoder | None":
         """The coder of a recipe's sections; None if it has none."""
         return cls(sections, tokenizer) if sections else None
 
@@ -240,11 +236,11 @@ class SectionCoder:
         return joined[len(heading) :] if joined[: len(heading)] == heading else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 
-def decode(tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase", coder: SectionCoder | None) -> str:
+def decode(tokens: Sequence[int], tokenizer: Tokenizer, coder: SectionCoder | None) -> str:
     """A generated summary as text.
 
     Args:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerFast
 
 from neuron_sum.artifact import Artifact, open_artifact
 from neuron_sum.data.rounds import Rounds, open_rounds
 from neuron_sum.errors import DataError
 from neuron_sum.evaluation.faithfulness import check_summary
+from neuron_sum.prompts import Tokenizer
 from neuron_sum.recipes.schema import GenerateConfig, ServeConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import choose_bucket
@@ -97,7 +97,7 @@ class _Job:
         ]
         return self.works
 
-    def texts(self, tokenizer: PreTrainedTokenizerFast, coder: SectionCoder | None) -> list[str] | None:
+    def texts(self, tokenizer: Tokenizer, coder: SectionCoder | None) -> list[str] | None:
         """The summaries of a finished round; None if one failed."""
         failures = [error for work in self.works if isinstance(error := work.result.exception(), ServiceError)]
         if failures:
@@ -135,7 +135,7 @@ class Service:
         self,
         artifact: Artifact,
         generator: CompiledGenerator,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Tokenizer,
         limits: ServeConfig,
         registered: Path,
     ) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,9 +25,6 @@ from neuron_sum.recipes.schema import ModelConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.weights import MODEL
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 RECIPE = "tiny"
 """The recipe of all models: its data is part of the package."""
@@ -85,7 +82,6 @@ def _compile(name: str, overrides: Sequence[str]) -> Artifact:
 def compare_tokens(
     cell: Finding,
     generator: CompiledGenerator,
-    tokenizer: "PreTrainedTokenizerFast",
     artifact: Artifact,
     source: Path,
     examples: int,
@@ -98,16 +94,16 @@ def compare_tokens(
     Args:
         cell: The cell.
         generator: The loaded artifact.
-        tokenizer: Its tokenizer.
         artifact: The artifact.
         source: The checkpoint that it was compiled from.
         examples: The number of dialogues.
     """
-    recipe, manifest = artifact.recipe, artifact.manifest
+    recipe, manifest, checkpoint = artifact.recipe, artifact.manifest, ModelConfig(name_or_path=str(source))
+    tokenizer = load_tokenizer(checkpoint)
     dialogues = [example.dialogue for example in evenly_spaced(load_dataset(recipe.data)["test"], examples)]
     length = max(bucket.source_len for bucket in manifest.buckets)
     prompts = [entry.input_ids for entry in recipe.prompt.resolve().encode(tokenizer, dialogues, length)]
-    model = load_base(ModelConfig(name_or_path=str(source)), tokenizer)
+    model = load_base(checkpoint, tokenizer)
     compared, equal, distinct = 0, 0, len(prompts)
     for num_beams in manifest.num_beams:
         several = manifest.greedy_steps > 1 and num_beams == 1

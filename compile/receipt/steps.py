@@ -99,11 +99,11 @@ def two_layers(context: Context) -> None:
             + ("state" if state - aliased else "weights"),
         )
     with records.cell("copied values are read", needed=True) as cell:
-        generator, tokenizer = load_generator(artifact)
+        generator, _ = load_generator(artifact)
         generator.warm_up()
         cell.observed = f"{len(artifact.manifest.graphs)} graphs give other results"
     with records.cell("two-layer T5 tokens") as cell:
-        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+        compare_tokens(cell, generator, artifact, Path(artifact.manifest.source.path), size.examples)
     with records.cell("buffers are not copied") as cell:
         timed = [
             {**row, "buffer_bytes": bytes_read(graph, only_buffers=True)}
@@ -133,9 +133,9 @@ def greedy_steps(context: Context) -> None:
         steps = artifact.manifest.greedy_steps
         cell.observed = f"{len(artifact.manifest.graphs)} graphs, {steps} steps per call"
     with records.cell("several greedy steps tokens", needed=True) as cell:
-        generator, tokenizer = load_generator(artifact)
+        generator, _ = load_generator(artifact)
         generator.warm_up()
-        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+        compare_tokens(cell, generator, artifact, Path(artifact.manifest.source.path), size.examples)
     with records.cell("several greedy steps latency") as cell:
         rows = list(latency(generator, artifact, size.rounds))
         cell.data = {"rows": rows}
@@ -175,11 +175,11 @@ def base(context: Context) -> None:
             )
     gc.collect()
     with records.cell("FLAN-T5-base runs", needed=True) as cell:
-        generator, tokenizer = load_generator(artifact)
+        generator, _ = load_generator(artifact)
         generator.warm_up()
         cell.observed = f"{len(artifact.manifest.graphs)} graphs"
     with records.cell("FLAN-T5-base tokens") as cell:
-        compare_tokens(cell, generator, tokenizer, artifact, Path(artifact.manifest.source.path), size.examples)
+        compare_tokens(cell, generator, artifact, Path(artifact.manifest.source.path), size.examples)
     with records.cell("FLAN-T5-base verify") as cell:
         _verify(cell, artifact, size.examples)
     with records.cell("FLAN-T5-base latency") as cell:

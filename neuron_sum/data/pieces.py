@@ -9,13 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from neuron_sum.data.sentences import split_claims
-from neuron_sum.prompts import EncodedPrompt, Prompt, turns_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from neuron_sum.prompts import EncodedPrompt, Prompt, Tokenizer, turns_of
 
 SPEAKER = re.compile(
     r"(?:#[^\s#]+#:?\s*|\[[^\]\n]{1,40}\]:?\s*"
@@ -57,7 +53,7 @@ class Splitter:
         RecipeError: If the prompt without a dialogue does not fit.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", max_source_length: int) -> None:
+    def __init__(self, prompt: Prompt, tokenizer: Tokenizer, max_source_length: int) -> None:
         self._prompt, self._tokenizer, self._length = prompt, tokenizer, max_source_length
         [empty] = prompt.encode(tokenizer, [""], max_source_length)
         self._room = max(max_source_length - len(empty.input_ids) - MARGIN, 1)

@@ -8,15 +8,11 @@ Callers generate a summary for each prompt of a round, until there is a summary 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from neuron_sum.data.pieces import Piece, Splitter
 from neuron_sum.errors import DataError
-from neuron_sum.prompts import EncodedPrompt, Prompt, turns_of, without_control
+from neuron_sum.prompts import EncodedPrompt, Prompt, Tokenizer, turns_of, without_control
 from neuron_sum.recipes.schema import DataConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LISTED = 5
 
@@ -76,7 +72,7 @@ class Rounds:
 
 def open_rounds(
     prompt: Prompt,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     dialogues: Sequence[str],
     data: DataConfig,
     ids: Sequence[str] = (),
@@ -115,7 +111,7 @@ def _split(splitter: Splitter, dialogue: str, merge_until: int) -> Rounds:
 
 def check_lengths(
     prompt: Prompt,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     dialogues: Sequence[str],
     encoded: Sequence[EncodedPrompt],
     limit: int,

@@ -19,8 +19,6 @@ from neuron_sum.runs.folder import RunFolder
 from neuron_sum.text_files import SURROGATE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from neuron_sum.evaluation.compare import Comparison
     from neuron_sum.evaluation.minimum import Minimum
     from neuron_sum.evaluation.prediction_files import PredictionColumns
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from neuron_sum.evaluation.session import Session
     from neuron_sum.evaluation.statistics import Difference, Interval
     from neuron_sum.evaluation.systems import System
+    from neuron_sum.prompts import Tokenizer
     from neuron_sum.runtimes.base import Generator
 
 SystemSource = str | Path | RunFolder | Artifact
@@ -247,7 +246,7 @@ class Summarizer:
             return predictions
 
     @cached_property
-    def _loaded(self) -> "tuple[Recipe, Generator, PreTrainedTokenizerFast]":
+    def _loaded(self) -> "tuple[Recipe, Generator, Tokenizer]":
         from neuron_sum.evaluation.systems import load_system, rendered
 
         recipe = rendered(self._system, self.recipe)

@@ -24,8 +24,6 @@ from neuron_sum.recipes.schema import CheckerConfig, ClaimsConfig, DataConfig, G
 from neuron_sum.runs.fingerprint import digest, of_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
     from neuron_sum.runtimes.base import Generator
 
 CLAIMS = "claims"
@@ -74,7 +72,7 @@ class Checker:
         system, self._recipe, answers = _checker_of(config)
         generator, tokenizer = load_system(system, self._recipe)
         self._generator: Generator = generator
-        self._tokenizer: PreTrainedTokenizerFast = tokenizer
+        self._tokenizer = tokenizer
         self._prompt = self._recipe.prompt.resolve()
         self._length = self._recipe.data.max_source_length
         ids = [tokenizer(answer, add_special_tokens=False)["input_ids"][:1] for answer in answers]

@@ -4,13 +4,12 @@ import heapq
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 from neuron_sum import console, files
 from neuron_sum.data.rounds import Rounds, open_rounds
 from neuron_sum.errors import RunError, reading
 from neuron_sum.evaluation.predictions import Prediction
 from neuron_sum.evaluation.reuse import Reusable
+from neuron_sum.prompts import Tokenizer
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
 from neuron_sum.runtimes.base import Generator
@@ -71,7 +70,7 @@ def keep(folder: Path, parts: Mapping[str, str], predictions: Sequence[Predictio
 
 def summarize_all(
     generator: Generator,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
     recipe: Recipe,
     ids: Sequence[str],
     dialogues: Sequence[str],

@@ -22,6 +22,7 @@ from neuron_sum.sections import SectionCoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from neuron_sum.prompts import Tokenizer
     from neuron_sum.runtimes.base import Generator
 
 HUMAN, UNTUNED = "human", "untuned"
@@ -177,9 +178,11 @@ def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> R
         recipe: The recipe, for prompt and generation.
         base: For `untuned`: a run that started from it; None to load the model of the recipe.
     """
+    if recipe.prompt.preset != CHAT:
+        return recipe
     from neuron_sum.models.chat import not_rendered, render_chat
 
-    if recipe.prompt.preset == CHAT and system.run is None and system.artifact is None and base is None:
+    if system.run is None and system.artifact is None and base is None:
         recipe = not_rendered(recipe)
     return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
 
@@ -220,9 +223,7 @@ def _tokenizer(system: System, recipe: Recipe, base: RunFolder | None) -> "PreTr
     return models.load_tokenizer(recipe.model, load_dataset(recipe.data, recipe.output).training_texts())
 
 
-def load_system(
-    system: System, recipe: Recipe, base: RunFolder | None = None
-) -> "tuple[Generator, PreTrainedTokenizerFast]":
+def load_system(system: System, recipe: Recipe, base: RunFolder | None = None) -> "tuple[Generator, Tokenizer]":
     """Load the model of a system, and its tokenizer.
 
     Args:
@@ -234,20 +235,21 @@ def load_system(
         ArtifactError: If the recipe has another prompt than the artifact.
         ModelError: If the model cannot be loaded, or has too few positions.
     """
-    from neuron_sum.models import base as models
-    from neuron_sum.models.chat import render_chat
-    from neuron_sum.models.rotary import check_positions, generation_lengths
-    from neuron_sum.runs import trained
-    from neuron_sum.runtimes.hugging_face import TransformersGenerator
-    from neuron_sum.runtimes.load import load_generator
-
     if system.artifact is not None:
+        from neuron_sum.runtimes.load import load_generator
+
         if recipe.prompt.resolve().sha256 != system.artifact.manifest.prompt.sha256:
             raise ArtifactError(
                 "prompt: differs from the prompt that the artifact was compiled with",
                 "use the prompt of the artifact's recipe",
             )
         return load_generator(system.artifact, recipe.output.sections)
+    from neuron_sum.models import base as models
+    from neuron_sum.models.chat import render_chat
+    from neuron_sum.models.rotary import check_positions, generation_lengths
+    from neuron_sum.runs import trained
+    from neuron_sum.runtimes.hugging_face import TransformersGenerator
+
     if system.run is not None:
         model, tokenizer = trained.load_trained(system.run)
     elif system.weights is not None:

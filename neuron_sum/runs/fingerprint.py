@@ -12,14 +12,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from neuron_sum import __version__, files
 from neuron_sum.artifact import Artifact
 from neuron_sum.console import quote
 from neuron_sum.data.examples import Dataset, Example
 from neuron_sum.errors import ModelError, NeuronSumError, ResourceError, RunError
-from neuron_sum.models.base import load_config
 from neuron_sum.models.gguf import folder_of
 from neuron_sum.recipes.schema import DataConfig, FullMethod, ModelConfig, Recipe, Split, TrainedTokenizer
 from neuron_sum.runs.folder import RunFolder, open_run
@@ -227,6 +224,8 @@ def _short(value: str | None) -> str:
 
 
 def _commit(name: str, revision: str | None) -> str:
+    from neuron_sum.models.base import load_config
+
     commit = getattr(load_config(ModelConfig(name_or_path=name, revision=revision)), "_commit_hash", None)
     return str(commit or revision)
 
@@ -237,6 +236,8 @@ def _of_tokenizer(source: str) -> str:
         return _hash_files(path / name for name in FILES["tokenizer"])
     if path.is_file():
         return _hash_files([path])
+    from huggingface_hub import try_to_load_from_cache
+
     cached = (try_to_load_from_cache(source, name) for name in FILES["tokenizer"])
     return f"{source}@{next((Path(file).parent.name for file in cached if isinstance(file, str)), None)}"
 

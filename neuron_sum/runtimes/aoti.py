@@ -4,11 +4,11 @@ The weights are stored once, outside the packages, and the graphs of all buckets
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError, reading
@@ -37,10 +37,10 @@ def load(artifact: Artifact) -> GraphRuntime:
     graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g.file for g in manifest.graphs}
     packages = _Packages(artifact.path, weights)
 
-    def encode(bucket: Bucket) -> Callable[..., Any]:
+    def encode(bucket: Bucket) -> Graph:
         return packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
 
-    def step(bucket: Bucket, num_beams: int, steps: int) -> Callable[..., Any]:
+    def step(bucket: Bucket, num_beams: int, steps: int) -> Graph:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
 
     assert manifest.state is not None
@@ -61,21 +61,43 @@ class _Packages:
 
     def __init__(self, folder: Path, weights: SharedWeights) -> None:
         self._folder, self._weights = folder, weights
-        self._loaded: dict[str, Callable[..., Any]] = {}
+        self._loaded: dict[str, Graph] = {}
         self._lock = threading.Lock()
 
-    def get(self, file: str) -> Callable[..., Any]:
+    def get(self, file: str) -> "Graph":
         with self._lock:
             if file not in self._loaded:
                 with reading(self._folder / file, ArtifactError, RESTORE):
-                    package = torch._inductor.aoti_load_package(str(self._folder / file))
-                    needed = [name.removeprefix(MODEL) for name in package.get_constant_fqns()]
-                weights = self._weights.get(needed)
-                constants = {MODEL + name: tensor for name, tensor in weights.items()}
-                # user_managed: the graph reads the tensors in place, and SharedWeights keeps them alive.
-                package.load_constants(constants, check_full_update=True, user_managed=True)
-                self._loaded[file] = package
+                    graph = Graph(self._folder / file)
+                graph.load(self._weights.get(graph.constants))
+                self._loaded[file] = graph
             return self._loaded[file]
+
+
+class Graph:
+    """An AOTInductor package, loaded without torch._inductor, which imports the whole compiler.
+
+    Args:
+        path: The .pt2 file.
+
+    Attributes:
+        constants: The names of its weights and adapter stacks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        self.constants = [name.removeprefix(MODEL) for name in self._loader.get_constant_fqns()]
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the constants, which the graph reads in place; the caller keeps them alive."""
+        constants = {MODEL + name: tensor for name, tensor in tensors.items()}
+        self._loader.load_constants(constants, False, True, True)  # active buffer, all of them, user_managed
+
+    def __call__(self, *inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of the graph in one list. Inputs may be lists of tensors."""
+        flat = [tensor for each in inputs for tensor in ([each] if isinstance(each, Tensor) else each)]
+        outputs: list[Tensor] = self._loader.boxed_run(flat)
+        return outputs
 
 
 def _check(artifact: Artifact) -> None:

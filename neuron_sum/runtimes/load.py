@@ -1,28 +1,22 @@
 """Load a generator for an artifact; the only module that maps artifacts to runtimes."""
 
-from collections.abc import Callable
-
-from transformers import PreTrainedTokenizerFast
+from importlib import import_module
 
 from neuron_sum.artifact import TOKENIZER, Artifact
 from neuron_sum.errors import ArtifactError
-from neuron_sum.models.base import load_tokenizer
-from neuron_sum.recipes.schema import ModelConfig
-from neuron_sum.runtimes import aoti, neuronx, optimum
-from neuron_sum.runtimes.base import CompiledGenerator, StepRuntime
+from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import StepGenerator
+from neuron_sum.runtimes.tokenizer import ArtifactTokenizer
 from neuron_sum.sections import SectionCoder, Sections
 
-RUNTIMES: dict[str, Callable[[Artifact], StepRuntime]] = {"aoti": aoti.load, "neuronx": neuronx.load}
-"""Runtimes for graphs of neuron-sum, used by its generation loop."""
-GENERATORS: dict[str, Callable[[Artifact], CompiledGenerator]] = {"optimum": optimum.load}
-"""Loaders of upstream artifacts, which have separate generation loops."""
+UPSTREAM = ("optimum",)
+"""The runtimes of upstream artifacts, which have separate generation loops and cannot force headings."""
 
 
-def load_generator(
-    artifact: Artifact, sections: Sections | None = None
-) -> tuple[CompiledGenerator, PreTrainedTokenizerFast]:
+def load_generator(artifact: Artifact, sections: Sections | None = None) -> tuple[CompiledGenerator, ArtifactTokenizer]:
     """Load the generator of an artifact and its tokenizer.
+
+    Only the module of the artifact's runtime is imported.
 
     Args:
         artifact: The artifact.
@@ -35,18 +29,19 @@ def load_generator(
     """
     manifest = artifact.manifest
     sections = artifact.recipe.output.sections if sections is None else sections
-    if sections and manifest.runtime in GENERATORS:
+    runtime = import_module(f"neuron_sum.runtimes.{manifest.runtime}")
+    if sections and manifest.runtime in UPSTREAM:
         raise ArtifactError(
-            f"output.sections: {optimum.NO_SECTIONS}",
+            f"output.sections: {runtime.NO_SECTIONS}",
             "use output.sections=[], or compile with --set compile.target=cpu",
         )
-    tokenizer = load_tokenizer(ModelConfig(name_or_path=str(artifact.path / TOKENIZER)))
+    tokenizer = ArtifactTokenizer(artifact.path / TOKENIZER)
     generator: CompiledGenerator
-    if manifest.runtime in GENERATORS:
-        generator = GENERATORS[manifest.runtime](artifact)
+    if manifest.runtime in UPSTREAM:
+        generator = runtime.load(artifact)
     else:
         coder = SectionCoder.of(sections, tokenizer)
         if coder is not None:
             coder.check_length("generate.max_new_tokens", artifact.recipe.generate.max_new_tokens)
-        generator = StepGenerator(RUNTIMES[manifest.runtime](artifact), manifest.default_adapter, sections=coder)
+        generator = StepGenerator(runtime.load(artifact), manifest.default_adapter, sections=coder)
     return generator, tokenizer

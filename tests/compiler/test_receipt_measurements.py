@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -105,6 +105,7 @@ def test_equal_tokens_count_only_if_the_summaries_differ(
     buckets = [Bucket(batch=1, source_len=length, target_len=8) for length in (64, 512)]
     monkeypatch.setattr(models, "load_dataset", lambda _: {"test": []})
     monkeypatch.setattr(models, "load_base", lambda *_: None)
+    monkeypatch.setattr(models, "load_tokenizer", lambda *_: None)
     asked = list[GenerateConfig]()
     reference = SimpleNamespace(generate=lambda _, settings: asked.append(settings) or summaries)
     monkeypatch.setattr(models, "TransformersGenerator", lambda *_: reference)
@@ -115,8 +116,8 @@ def test_equal_tokens_count_only_if_the_summaries_differ(
     manifest = SimpleNamespace(buckets=buckets, num_beams=[1, 4], greedy_steps=greedy_steps)
     artifact: Any = SimpleNamespace(recipe=recipe, manifest=manifest)
     generator: Any = SimpleNamespace(used={buckets[1]}, with_batch_size=lambda _: reference)
-    cell, tokenizer = Finding(), cast(Any, None)
-    models.compare_tokens(cell, generator, tokenizer, artifact, Path("model"), 4)
+    cell = Finding()
+    models.compare_tokens(cell, generator, artifact, Path("model"), 4)
     assert (cell.state, cell.observed) == (
         state,
         f"8 of 8 equal, distinct summaries: {distinct}; not used: 1x64x8",

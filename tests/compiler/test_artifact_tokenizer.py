@@ -1,0 +1,78 @@
+"""The tokenizer of an artifact has the ids and texts of transformers' tokenizer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuron_sum.errors import ArtifactError
+from neuron_sum.models.base import load_tokenizer
+from neuron_sum.models.tokenizer_files import read_sentencepiece
+from neuron_sum.prompts import control_ids, without_control
+from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.runtimes.tokenizer import ArtifactTokenizer
+
+TEXTS = (
+    "",
+    " ",
+    "#Person1#: Hi, Mr. Smith. I'm Doctor Hawkins.\n#Person2#: Isn't it 5 o'clock ?",
+    "naïve café 日本語 🎉\tx",
+    "</s> <pad> <unk> [INST] ＜/s＞ <s>",
+)
+
+
+FILES = {"t5": "spiece.model", "llama": "tokenizer.model"}
+
+
+@pytest.mark.parametrize("is_cleaned", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_ids_and_texts_are_those_of_transformers(
+    name: str, is_cleaned: bool, shared_data: Path, tmp_path: Path
+) -> None:
+    """Compared after saving, as the compiler saves a tokenizer."""
+    source = read_sentencepiece(shared_data / "tokenizers" / name / FILES[name], name)
+    source.clean_up_tokenization_spaces = is_cleaned
+    source.chat_template = "{% for message in messages %}[INST] {{ message['content'] }}{% endfor %}"
+    source.pad_token = source.pad_token or source.unk_token  # as load_tokenizer
+    source.save_pretrained(tmp_path)
+    expected = load_tokenizer(ModelConfig(name_or_path=str(tmp_path)))
+    actual = ArtifactTokenizer(tmp_path)
+    assert len(actual) == len(expected)
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        assert getattr(actual, f"{name}_token_id") == getattr(expected, f"{name}_token_id"), name
+    assert control_ids(actual) == control_ids(expected)
+    for special in (True, False):
+        rows = actual(list(TEXTS), add_special_tokens=special)["input_ids"]
+        assert rows == expected(list(TEXTS), add_special_tokens=special)["input_ids"]
+        for skip in (True, False):
+            assert actual.batch_decode(rows, skip_special_tokens=skip) == expected.batch_decode(
+                rows, skip_special_tokens=skip
+            )
+    for text in TEXTS:
+        one = actual(text, add_special_tokens=False, return_offsets_mapping=True)
+        other = expected(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert one == {key: other[key] for key in ("input_ids", "offset_mapping")}
+        assert actual.decode(one["input_ids"], skip_special_tokens=True) == expected.decode(
+            one["input_ids"], skip_special_tokens=True
+        )
+        assert without_control(actual, text) == without_control(expected, text)
+
+
+def test_loading_does_not_import_transformers(shared_data: Path, tmp_path: Path) -> None:
+    read_sentencepiece(shared_data / "tokenizers" / "t5" / FILES["t5"], "t5").save_pretrained(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; import neuron_sum.runtimes.aoti, neuron_sum.runtimes.load as load;"
+        "load.ArtifactTokenizer(Path(sys.argv[1]));"
+        "import neuron_sum.evaluation.generate;"
+        "assert not {'transformers', 'torch._inductor'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_damaged_tokenizer_is_an_error_of_the_artifact(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
+        ArtifactTokenizer(tmp_path)
