@@ -62,7 +62,7 @@ def demo(
     # A large model is evaluated once, by its compiled graphs; `verify` has compared them with transformers.
     tuned = [f"compiled={artifact}"] if pretrained else [*runs, f"compiled={artifact}"]
     _run("compare", "untuned", *tuned, "lead-3", "human", "--output", str(folder / "comparison"))
-    _run("summarize", artifact, str(MEETING), "--set", "data.long=merge")
+    _run("summarize", artifact, str(MEETING), "--set", "data.long=merge", "--set", "data.merge_until=400")
     archive = folder / "model.tar.gz"
     _run("package", artifact, "--output", str(archive))
     served = _serve(archive)
