@@ -297,7 +297,7 @@ def test_a_llama_is_deployed_with_the_environment_of_its_archive(
     aws.boto3("s3").create_bucket(Bucket="other")
     aws.boto3("s3").upload_file(vllm_archive(Path("llama.tar.gz"), PRECOMPILED), "other", "llama.tar.gz")
     words = ("aws", "deploy", "s3://other/llama.tar.gz", "--image", "hf-vllm", "--network-isolation")
-    assert "reads the container's environment from s3://other" in neuron_sum(*words, "--dry-run").stderr
+    assert "reads the manifest or the container's environment from s3://other" in neuron_sum(*words, "--dry-run").stderr
     made = neuron_sum(*words, "--every", "0.01")
     assert made.exit_code == 0 and "dialogue.txt --chat" in made.stdout, made.stderr
     [name] = [each["ModelName"] for each in sagemaker.list_models()["Models"]]

@@ -555,7 +555,8 @@ def test_deploy_rejects_an_environment_that_package_does_not_write(
         record = json.dumps({"container": container, "environment": environment}).encode()
         return archive_of(tmp_path / "m.tar.gz", (named("container.json"), record))
 
-    assert inspect(write(GOOD, "hf-vllm"), "m.tar.gz") == ("hf-vllm", GOOD)
+    record = {"container": "hf-vllm", "environment": GOOD}
+    assert inspect(write(GOOD, "hf-vllm"), "m.tar.gz") == ("hf-vllm", GOOD, record)
     environment = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
     with pytest.raises(ArtifactError, match=re.escape(message)):
         inspect(write(environment, container), "m.tar.gz")

@@ -70,11 +70,9 @@ def packed(path: Path, folder: Path, *words: str) -> dict[str, Any]:
     with tarfile.open(target) as archive:
         archive.extractall(folder, filter="data")
     found: dict[str, Any] = json.loads(made.stdout)
-    assert json.loads((folder / "container.json").read_text()) == {
-        "container": VLLM,
-        "environment": found["environment"],
-    }
-    assert inspect(target, str(target)) == (VLLM, found["environment"])
+    record = json.loads((folder / "container.json").read_text())
+    assert record == {"container": VLLM, "environment": found["environment"]}
+    assert inspect(target, str(target)) == (VLLM, found["environment"], record)
     return found
 
 
