@@ -177,7 +177,8 @@ PLAIN = r"""
     (\w+\.)*(target_)?run\.id | needed | (next_)?command | target | stage | argument | suggestion | several | arn
     | ended | log\.(group|prefix) | job\.name | job\.kind\.log_group | option | [A-Z_.]+
     | registry\.ENDED | container | max_hours | offers | cached | package | extra | packages | pins | words\[0\]
-    | platform\.neuron_sdk | account\.region | bucket | run\.resume_command | quote\(.*\) | console\.quote\(.*\) | shlex\.join\(.*\)
+    | platform\.neuron_sdk | account\.region | bucket | run\.resume_command | quote\(.*\) | console\.quote\(.*\)
+    | shlex\.join\(.*\)
 """
 """Expressions that a shell reads as one word, because neuron-sum makes their values, and quoted expressions."""
 
