@@ -517,7 +517,7 @@ def test_an_evaluation_without_the_package_names_the_extra(
         ("postgresql://u:se/cret@db/m", "postgresql://db/m"),
         ("postgresql://db/m?user=u&password=secret", "postgresql://db/m"),
         ("mysql+pymysql://u:s@c:r@t/@db:3306/m?a=b", "mysql+pymysql://db:3306/m"),
-        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
         ("arn:aws:sagemaker:us-east-1:1:mlflow-app/a", "arn:aws:sagemaker:us-east-1:1:mlflow-app/a"),
     ],
 )
