@@ -120,8 +120,11 @@ def rate(
     from neuron_sum.recipes.schema import EvaluateConfig
 
     options = {
-        "--system": bool(systems), "--dialogues": dialogues != DIALOGUES, "--seed": seed != SEED, "--port": port != PORT
-    }  # fmt: skip
+        "--system": bool(systems),
+        "--dialogues": dialogues != DIALOGUES,
+        "--seed": seed != SEED,
+        "--port": port != PORT,
+    }
     if results and (unused := [name for name, is_given in options.items() if is_given]):
         raise RunError(f"--results does not use {', '.join(unused)}", f"omit {' and '.join(unused)}")
     entries = read_texts(comparison)
