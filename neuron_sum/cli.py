@@ -86,7 +86,13 @@ def main() -> None:
         threads.choose(os.environ, before, serves=sys.argv[1:2] == ["serve"])
         application()
 
-    sys.exit(_guarded(run))
+    try:
+        code = _guarded(run)
+    finally:
+        # The interpreter ends now: a stop that arrives meanwhile would be printed as a traceback of its finalizers.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 @functools.cache

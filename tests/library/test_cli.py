@@ -22,6 +22,16 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 0), (["explain", "nothing"], 4)])
+def test_a_stop_while_the_interpreter_ends_keeps_the_exit_code(words: list[str], code: int) -> None:
+    """Once a training process has failed, its launcher sends SIGTERM to the others, some of which are ending too."""
+    stop = "import atexit, signal; atexit.register(signal.raise_signal, signal.SIGTERM)"
+    run = f"{stop}; import sys; sys.argv[1:] = {words}; from neuron_sum.cli import main; main()"
+    made = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert made.returncode == code, made.stderr
+    assert "KeyboardInterrupt" not in made.stderr
+
+
 def test_no_command_and_a_wrong_command(neuron_sum: CommandLine) -> None:
     nothing = neuron_sum()
     assert "train" in nothing.stdout + nothing.stderr
