@@ -81,6 +81,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def shared_runs_stay_unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that writes to a run which later tests use too."""
+    runs = [request.getfixturevalue(name) for name in request.fixturenames if name in ("micro_run", "micro_lora_run")]
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*") if path.is_file()}
+
+    before = files()
+    yield
+    assert files() == before, "the test wrote to a shared run; copy it"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compiled graphs of this session; a graph that several tests need is compiled once for all xdist workers."""

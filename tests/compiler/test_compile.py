@@ -346,9 +346,9 @@ def test_an_interrupted_compile_leaves_no_partial_files_and_resumes(
 
 
 def test_commands_accept_an_artifact_in_place_of_a_checkpoint(
-    lora_artifact: Artifact, micro_lora_run: Path, neuron_sum: CommandLine
+    lora_artifact: Artifact, micro_lora_run: Path, neuron_sum: CommandLine, tmp_path: Path
 ) -> None:
-    artifact, run = str(lora_artifact.path), str(micro_lora_run)
+    artifact, run = str(lora_artifact.path), str(shutil.copytree(micro_lora_run, tmp_path / "run"))
     compared = neuron_sum("compare", f"compiled={artifact}", f"trained={run}", "lead-3", "--json")
     assert compared.returncode == 0, compared.stderr
     scores = {s["system"]: s["scores"]["ROUGE-1"]["value"] for s in json.loads(compared.stdout)["systems"]}
