@@ -1,13 +1,17 @@
 """The command `neuron-sum demo`: runs every stage on this machine with the commands that a user would type."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -89,10 +93,13 @@ def _train_tiny(folder: Path) -> list[str]:
     base = folder / "base"
     console.note(TINY)
     _run("train", "tiny-base", "--output", str(base), "--overwrite")
-    for name, recipe in METHODS.items():
-        _run(
-            "train", recipe, f"model.name_or_path={base / 'checkpoint'}", "--output", str(folder / name), "--overwrite"
-        )
+    tuned_base = f"model.name_or_path={base / 'checkpoint'}"
+    _run_together(
+        [
+            ("train", recipe, tuned_base, "--output", str(folder / name), "--overwrite")
+            for name, recipe in METHODS.items()
+        ]
+    )
     return [str(folder / name) for name in METHODS]
 
 
@@ -154,11 +161,50 @@ def _serve(archive: Path) -> bool:
 
 def _run(*arguments: str, stdin: str | None = None) -> None:
     """Prints and runs one command; its output goes to that of this process."""
-    console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
+    _announce(arguments)
     output = subprocess.DEVNULL if console.settings.json else None
-    code = subprocess.run(
-        [sys.executable, "-m", "neuron_sum", *arguments], check=False, stdout=output, input=stdin, text=True
-    ).returncode
+    made = subprocess.run(_command(arguments), check=False, stdout=output, input=stdin, text=True)
+    _check(arguments, made.returncode)
+
+
+def _run_together(commands: Sequence[tuple[str, ...]]) -> None:
+    """Runs commands at the same time, each with its share of the cores; prints the output of each in one piece."""
+    share = max(1, len(os.sched_getaffinity(0)) // len(commands))
+    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
+    with ExitStack() as stack:
+        started: list[tuple[tuple[str, ...], subprocess.Popen[bytes], IO[str] | None]] = []
+        for arguments in commands:
+            output = stack.enter_context(tempfile.TemporaryFile("w+")) if started else None  # the first prints its own
+            if output is None:
+                _announce(arguments)
+                console.note(f"{len(commands) - 1} more commands run at the same time; their output follows.")
+            process = subprocess.Popen(
+                _command(arguments),
+                stdout=subprocess.DEVNULL if console.settings.json else output,
+                stderr=output,
+                env=environment,
+            )
+            stack.enter_context(process)
+            stack.callback(process.terminate)  # ends those that still run after an error
+            started.append((arguments, process, output))
+        for arguments, process, log in started:
+            code = process.wait()
+            if log is not None:
+                _announce(arguments)
+                log.seek(0)
+                console.note(log.read().rstrip())
+            _check(arguments, code)
+
+
+def _announce(arguments: Sequence[str]) -> None:
+    console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "neuron_sum", *arguments]
+
+
+def _check(arguments: Sequence[str], code: int) -> None:
     if code:
         raise NeuronSumError(
             f"a step of the demo ended with exit code {code}", f"run `neuron-sum {shlex.join(arguments)}`"
