@@ -106,6 +106,7 @@ def summarize_all(
         files.write_text(partial, "".join(prediction.to_json() + "\n" for prediction in done.values()))
     waiting: list[tuple[int, int, int]] = []
     outputs: dict[int, dict[int, list[int]]] = {}
+    unfinished: set[int] = set()
     # The longest first: a batch that does not fit into memory fails immediately, and batches have little padding. The
     # prompts of a dialogue stay together, so that it is finished before the next one.
     longest = [max(len(prompt.input_ids) for prompt in each.prompts) for each in rounds]
@@ -129,11 +130,13 @@ def summarize_all(
                 if len(outputs[index]) < len(current.prompts):
                     continue
                 texts = [outputs[index][place] for place in range(len(current.prompts))]
+                if any(not text or text[-1] not in generator.ends for text in texts):
+                    unfinished.add(index)
                 current.close([decode(text, tokenizer, coder) for text in texts])
                 if current.summary is None:
                     queue(index)
                 else:
-                    predictions.append(_prediction(generator, ids[index], current, texts))
+                    predictions.append(_prediction(ids[index], current, texts, hit_limit=index in unfinished))
             if partial is not None and predictions:
                 with files.writing(partial), partial.open("a", encoding="utf-8") as lines:
                     lines.writelines(prediction.to_json() + "\n" for prediction in predictions)
@@ -142,7 +145,7 @@ def summarize_all(
     return [done[example_id] for example_id in ids]
 
 
-def _prediction(generator: Generator, example_id: str, rounds: Rounds, outputs: Sequence[Sequence[int]]) -> Prediction:
+def _prediction(example_id: str, rounds: Rounds, outputs: Sequence[Sequence[int]], *, hit_limit: bool) -> Prediction:
     """The prediction of a finished dialogue, from the tokens of its last round."""
     return Prediction(
         id=example_id,
@@ -150,6 +153,6 @@ def _prediction(generator: Generator, example_id: str, rounds: Rounds, outputs: 
         truncated=rounds.truncated,
         input_tokens=rounds.input_tokens,
         output_tokens=sum(map(len, outputs)),
-        hit_limit=any(not output or output[-1] not in generator.ends for output in outputs),
+        hit_limit=hit_limit,
         coverage=rounds.coverage,
     )

@@ -31,7 +31,7 @@ class Prediction:
         truncated: Whether the dialogue was truncated.
         input_tokens: The number of tokens of the prompt, or of the prompts of its pieces; None if unknown.
         output_tokens: The number of tokens of the summary, including the end token; None if unknown.
-        hit_limit: Whether generation ended at max_new_tokens instead of an end token.
+        hit_limit: Whether generation, also that of a piece's summary, ended at max_new_tokens instead of an end token.
         coverage: The share of the dialogue's turns that the prompts contained uncut, from 0 to 1; None if unknown.
     """
 

@@ -354,3 +354,20 @@ def test_dialogues_are_finished_one_after_another_and_kept(tmp_path: Path) -> No
     repeated = summarize_all(again, T5, recipe, ["a", "b", "c"], dialogues, partial, quiet=True)  # type: ignore[arg-type]
     assert {each.id for each in repeated} == {"a", "b", "c"}
     assert sum(map(len, again.batches)) < sum(map(len, writer.batches))
+
+
+@pytest.mark.parametrize("cut", ["piece", "merge", "short", "none"])
+def test_a_summary_that_ends_at_the_limit_is_reported_in_every_round(cut: str) -> None:
+    """What the summary of a piece lacks is also missing in the merged summary."""
+    recipe = load_recipe("tiny", ["prompt.preset=course", "data.long=merge", f"data.max_source_length={LENGTH}"])
+
+    class Cut(Writer):
+        def generate(self, prompts: Sequence[Sequence[int]], settings: Any) -> list[list[int]]:
+            texts = [T5.decode(prompt) for prompt in prompts]
+            kinds = ["merge" if "Batch" in text else "short" if "Qqq" in text else "piece" for text in texts]
+            rows = super().generate(prompts, settings)
+            return [row[:-1] if kind == cut else row for row, kind in zip(rows, kinds, strict=True)]
+
+    dialogues = ["#Person1#: Qqq.", "\n".join(TEXTS[:3])]
+    made = summarize_all(Cut(), T5, recipe, ["a", "b"], dialogues, quiet=True)  # type: ignore[arg-type]
+    assert [each.hit_limit for each in made] == [cut == "short", cut in ("piece", "merge")]
