@@ -126,7 +126,7 @@ def configure(account: Account, parameters: dict[str, str]) -> None:
         found = lifecycle_of(account)
         if missing_rules(found):
             ours = [rule["ID"] for rule in RULES]
-            others = [rule for rule in found.get("Rules", []) if rule.get("ID") not in ours]
+            others = [_with_filter(rule) for rule in found.get("Rules", []) if rule.get("ID") not in ours]
             # S3 resets this setting if a request omits it.
             smallest = {key: found[key] for key in ("TransitionDefaultMinimumObjectSize",) if key in found}
             rules = {"Rules": [*others, *RULES]}
@@ -134,6 +134,14 @@ def configure(account: Account, parameters: dict[str, str]) -> None:
     if parameters["CreateRepository"] == "false":
         mutability = {"repositoryName": REPOSITORY, "imageTagMutability": "IMMUTABLE"}
         account.call("ecr", "put_image_tag_mutability", **mutability)
+
+
+def _with_filter(rule: dict[str, Any]) -> dict[str, Any]:
+    """The rule with a filter in place of the older prefix, because S3 rejects rules of both forms in one request."""
+    if "Prefix" not in rule:
+        return rule
+    others = {key: value for key, value in rule.items() if key != "Prefix"}
+    return {**others, "Filter": {"Prefix": rule["Prefix"]}}
 
 
 def lifecycle_of(account: Account) -> dict[str, Any]:

@@ -342,13 +342,14 @@ def test_an_earlier_bucket_and_repository_are_used_only_with_the_tag(aws: AwsSer
     s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [parts]})
     told(neuron_sum(*SETUP, "--json"))
     assert len(s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]) == 2, "an earlier version's rules"
-    mine = {**parts, "ID": "mine"}
+    mine = {"ID": "mine", "Prefix": "mine/", "Status": "Enabled", "Expiration": {"Days": 3}}  # the older form
     s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": [mine]})
     assert "no lifecycle rule parts-of-killed-uploads, captured-requests" in failed(neuron_sum(*SETUP, "--check"))
     told(neuron_sum(*SETUP, "--json"))
     told(neuron_sum(*SETUP, "--check", "--json"))
     rules = s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert [rule["ID"] for rule in rules] == ["mine", "parts-of-killed-uploads", "captured-requests"]
+    assert (rules[0]["Filter"], rules[0]["Expiration"]) == ({"Prefix": "mine/"}, {"Days": 3})
     rules[-1]["Expiration"] = {"Days": 90}
     s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration={"Rules": rules})
     assert "no lifecycle rule captured-requests" in failed(neuron_sum(*SETUP, "--check"))

@@ -26,6 +26,7 @@ import aws_registry
 import aws_requests
 import aws_scaling
 import aws_stacks
+import aws_storage
 import aws_training
 import aws_transforms
 import boto3
@@ -104,6 +105,7 @@ class AwsServer:
         aws_builds.patch(lambda: self.script)
         aws_transforms.patch(lambda: self.script)
         aws_registry.patch(lambda: self.script)
+        aws_storage.patch()
         self._stacks = aws_stacks.Stacks(lambda: self.script)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
