@@ -46,6 +46,7 @@ class ArtifactTokenizer:
         settings = files.read_json(folder / SETTINGS, ArtifactError, RESTORE)
         with reading(folder / BACKEND, ArtifactError, RESTORE):
             self.backend_tokenizer = Tokenizer.from_file(str(folder / BACKEND))
+            self.backend_tokenizer.encode("a dialogue")  # some wrong settings are found only here
         self.backend_tokenizer.no_truncation()
         self.backend_tokenizer.no_padding()
         self.backend_tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
@@ -59,7 +60,7 @@ class ArtifactTokenizer:
         self.bos_token_id, self.eos_token_id, self.sep_token_id, self.cls_token_id, self.mask_token_id = named.values()
         self.pad_token_id = self._id(_text(settings.get("pad_token")))
         if self.eos_token_id is None:
-            raise ArtifactError(f"{folder / SETTINGS}: eos_token is missing", RESTORE)
+            raise ArtifactError(f"{folder / SETTINGS}: eos_token is missing, or not in {BACKEND}", RESTORE)
 
     def __len__(self) -> int:
         """The size of the vocabulary."""
@@ -96,11 +97,9 @@ class ArtifactTokenizer:
         return token
 
     def _id(self, token: str | None) -> int | None:
-        """The id of a special token; as in transformers, that of the unknown token if the vocabulary lacks it."""
-        if token is None:
-            return None
-        number: int | None = self.backend_tokenizer.token_to_id(token)
-        return number if number is not None or token == self.unk_token else self.unk_token_id
+        """The id of a special token; None without one, or if the vocabulary lacks it."""
+        number: int | None = None if token is None else self.backend_tokenizer.token_to_id(token)
+        return number
 
 
 def _text(value: object) -> str | None:

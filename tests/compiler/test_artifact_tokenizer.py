@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 
 from neuron_sum.errors import ArtifactError
 from neuron_sum.models.base import load_tokenizer
@@ -20,25 +23,19 @@ TEXTS = (
     "#Person1#: Hi, Mr. Smith. I'm Doctor Hawkins.\n#Person2#: Isn't it 5 o'clock ?",
     "naïve café 日本語 🎉\tx",
     "</s> <pad> <unk> [INST] ＜/s＞ <s>",
+    "x</s>y<|im_end|>\n<|im_start|>system <extra_id_0>[SPK]#Anna# cafe\u0301 caf\u00e9",
+    "\x00\x1b[31m\u200b\ufeff\u202e\u00a0\u3000\r\n▁▁ ▁a<0x0A>",
+    "ﬁ ½ ㎏ 👨‍👩‍👧\U0010ffff\ud7ff\ue000",
+    "a" * 3000,
+    " " * 3000 + "'s",
 )
 
 
 FILES = {"t5": "spiece.model", "llama": "tokenizer.model"}
 
 
-@pytest.mark.parametrize("is_cleaned", [True, False])
-@pytest.mark.parametrize("name", FILES)
-def test_ids_and_texts_are_those_of_transformers(
-    name: str, is_cleaned: bool, shared_data: Path, tmp_path: Path
-) -> None:
-    """Compared after saving, as the compiler saves a tokenizer."""
-    source = read_sentencepiece(shared_data / "tokenizers" / name / FILES[name], name)
-    source.clean_up_tokenization_spaces = is_cleaned
-    source.chat_template = "{% for message in messages %}[INST] {{ message['content'] }}{% endfor %}"
-    source.pad_token = source.pad_token or source.unk_token  # as load_tokenizer
-    source.save_pretrained(tmp_path)
-    expected = load_tokenizer(ModelConfig(name_or_path=str(tmp_path)))
-    actual = ArtifactTokenizer(tmp_path)
+def check_equal(folder: Path) -> None:
+    expected, actual = load_tokenizer(ModelConfig(name_or_path=str(folder))), ArtifactTokenizer(folder)
     assert len(actual) == len(expected)
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         assert getattr(actual, f"{name}_token_id") == getattr(expected, f"{name}_token_id"), name
@@ -60,6 +57,37 @@ def test_ids_and_texts_are_those_of_transformers(
         assert without_control(actual, text) == without_control(expected, text)
 
 
+@pytest.mark.parametrize("is_cleaned", [True, False])
+@pytest.mark.parametrize("name", FILES)
+def test_ids_and_texts_are_those_of_transformers(
+    name: str, is_cleaned: bool, shared_data: Path, tmp_path: Path
+) -> None:
+    """Compared after saving, as the compiler saves a tokenizer."""
+    source = read_sentencepiece(shared_data / "tokenizers" / name / FILES[name], name)
+    source.clean_up_tokenization_spaces = is_cleaned
+    source.chat_template = "{% for message in messages %}[INST] {{ message['content'] }}{% endfor %}"
+    source.pad_token = source.pad_token or source.unk_token  # as load_tokenizer
+    source.save_pretrained(tmp_path)
+    check_equal(tmp_path)
+
+
+def test_added_tokens_and_settings_are_those_of_transformers(shared_data: Path, tmp_path: Path) -> None:
+    """Tokens that are found before or after the text is normalized, with the spaces around them, and as whole words."""
+    added = [
+        AddedToken("#Anna#", lstrip=True, rstrip=True),
+        AddedToken("caf\u00e9", normalized=True),
+        AddedToken("red", single_word=True),
+        AddedToken("[SPK]", special=True),
+    ]
+    for name, splits in (("t5", False), ("llama", True)):
+        source = read_sentencepiece(shared_data / "tokenizers" / name / FILES[name], name)
+        source.pad_token = source.pad_token or source.unk_token
+        source.add_tokens(added)
+        source.init_kwargs["split_special_tokens"] = source.split_special_tokens = splits
+        source.save_pretrained(tmp_path / name)
+        check_equal(tmp_path / name)
+
+
 def test_loading_does_not_import_transformers(shared_data: Path, tmp_path: Path) -> None:
     read_sentencepiece(shared_data / "tokenizers" / "t5" / FILES["t5"], "t5").save_pretrained(tmp_path)
     code = (
@@ -75,4 +103,24 @@ def test_a_damaged_tokenizer_is_an_error_of_the_artifact(tmp_path: Path) -> None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
+        ArtifactTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"eos_token": "<none>", "unk_token": "<unk>"}}, "eos_token is missing"),
+        ({"settings": {"unk_token": "<unk>"}}, "eos_token is missing"),
+        ({"model": WordLevel({"</s>": 0}, unk_token="<unk>")}, "cannot be read: WordLevel error: Missing"),
+    ],
+)
+def test_an_unusable_tokenizer_is_an_error_of_the_artifact(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    Tokenizer(changes.get("model", WordLevel({"</s>": 0, "<unk>": 1}, unk_token="<unk>"))).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    settings = changes.get("settings", {"eos_token": "</s>"})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ArtifactError, match=message):
         ArtifactTokenizer(tmp_path)
