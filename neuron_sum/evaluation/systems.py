@@ -178,13 +178,12 @@ def rendered(system: System, recipe: Recipe, base: RunFolder | None = None) -> R
         recipe: The recipe, for prompt and generation.
         base: For `untuned`: a run that started from it; None to load the model of the recipe.
     """
-    if recipe.prompt.preset != CHAT:
+    is_loaded = system.run is not None or system.artifact is not None or base is not None
+    if recipe.prompt.preset != CHAT or (is_loaded and not recipe.prompt.needs_tokenizer):
         return recipe
     from neuron_sum.models.chat import not_rendered, render_chat
 
-    if system.run is None and system.artifact is None and base is None:
-        recipe = not_rendered(recipe)
-    return render_chat(recipe, _tokenizer(system, recipe, base)) if recipe.prompt.needs_tokenizer else recipe
+    return render_chat(recipe if is_loaded else not_rendered(recipe), _tokenizer(system, recipe, base))
 
 
 def parts_of(system: System, recipe: Recipe, base: RunFolder | None = None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The tokenizer of an artifact has the ids and texts of transformers' tokenizer."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
+from neuron_sum.artifact import RECIPE, Artifact, PromptRecord, hash_files, write_manifest
 from neuron_sum.errors import ArtifactError
 from neuron_sum.models.base import load_tokenizer
 from neuron_sum.models.tokenizer_files import read_sentencepiece
 from neuron_sum.prompts import control_ids, without_control
-from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.recipes.schema import ModelConfig, PromptConfig
 from neuron_sum.runtimes.tokenizer import ArtifactTokenizer
 
 TEXTS = (
@@ -88,15 +90,38 @@ def test_added_tokens_and_settings_are_those_of_transformers(shared_data: Path, 
         check_equal(tmp_path / name)
 
 
-def test_loading_does_not_import_transformers(shared_data: Path, tmp_path: Path) -> None:
-    read_sentencepiece(shared_data / "tokenizers" / "t5" / FILES["t5"], "t5").save_pretrained(tmp_path)
-    code = (
-        "import sys; from pathlib import Path; import neuron_sum.runtimes.aoti, neuron_sum.runtimes.load as load;"
-        "load.ArtifactTokenizer(Path(sys.argv[1]));"
-        "import neuron_sum.evaluation.generate;"
-        "assert not {'transformers', 'torch._inductor'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+WITHOUT = """
+import sys
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("transformers", "torch._inductor"):
+            raise AssertionError(f"{name} is imported")
+
+sys.meta_path.insert(0, Blocked())
+from neuron_sum.cli import main
+from neuron_sum.recipes.schema import ServeConfig
+from serving.service import Service
+
+Service.load(Path(sys.argv[1]), ServeConfig(), Path(sys.argv[1]).parent / "registered")
+sys.argv = ["neuron-sum", "summarize", *sys.argv[1:]]
+main()
+"""
+
+
+def test_summaries_and_workers_do_not_import_transformers(lora_artifact: Artifact, tmp_path: Path) -> None:
+    """Also with the text of a chat template, which transformers rendered when the model was trained."""
+    chat = tmp_path / "chat"
+    shutil.copytree(lora_artifact.path, chat)
+    prompt = PromptConfig(preset="chat", rendered="Summarize.\n{dialogue}</s>")
+    (chat / RECIPE).write_text(lora_artifact.recipe.model_copy(update={"prompt": prompt}).to_yaml())
+    changes = {"prompt": PromptRecord.of(prompt.resolve()), "files": hash_files(chat)}
+    write_manifest(chat, lora_artifact.manifest.model_copy(update=changes))
+    (tmp_path / "dialogue.txt").write_text("#Person1#: Hello.\n#Person2#: Hi.\n")
+    command = [sys.executable, "-c", WITHOUT, str(chat), str(tmp_path / "dialogue.txt")]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
 
 
 def test_a_damaged_tokenizer_is_an_error_of_the_artifact(tmp_path: Path) -> None:
