@@ -36,7 +36,8 @@ from neuron_sum.artifact import Bucket
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.generation import StepGenerator
-from neuron_sum.runtimes.graphs import GraphRuntime, HostState
+from neuron_sum.runtimes.graphs import GraphRuntime
+from neuron_sum.runtimes.state import HostState
 from serving.batching import Batcher, Work
 
 ROOT = Path(__file__).parents[1]
@@ -241,7 +242,7 @@ def _replayed(runtime: GraphRuntime, seconds: dict[tuple[str, int], float], cloc
         outputs["step", bucket] = [values, tokens, torch.zeros(bucket.batch, 1), unread]
 
     def encode(bucket: Bucket) -> Any:
-        def call(ids: Tensor, mask: Tensor, slot: Tensor) -> list[Tensor]:
+        def call(ids: Tensor, mask: Tensor, slot: Tensor, rows: Tensor) -> list[Tensor]:
             clock.add(seconds["encode", bucket.batch])
             return [*outputs["encode", bucket], ids[:, 0].clone()]
 

@@ -169,6 +169,9 @@ class Compilation(Section):
     """None for optimum, which uses its own method."""
     optimize_layout: bool = False
     """Whether the compiler chose the layout of the weights for the largest step; its graph is the manifest's first."""
+    rows: Size | None = None
+    """The rows of the tensors on the device that encode writes and all steps read, for prompts that join a running
+    batch; None for optimum, and for older artifacts, which cannot be loaded."""
     inline_weights: bool
     tensor_parallel_size: int
     sdk: str | None = None

@@ -14,7 +14,8 @@ def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """Writes the newest key or value of the K beams of every example in place.
 
     Args:
-        cache: (B, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
+        cache: (B or more, H, T * K, D); position t * K + k contains the column that beam row k wrote at step t.
+            Rows behind those of the batch keep their values.
         column: (B, H, K, D).
         position: (B,) int64, the step of every example.
 
@@ -30,18 +31,24 @@ def write_column(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
 
 def write_where(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """`write_column` as a choice between old and new for each position; returns a new cache, for some compilers."""
-    batch, heads, slots, width = cache.shape
-    beams = column.shape[2]
+    batch, heads, beams, width = column.shape
+    rows, slots = first_rows(cache, batch), cache.shape[2]
     written = torch.arange(slots // beams, device=cache.device) == position[:, None]
-    by_step = cache.view(batch, heads, -1, beams, width)
+    by_step = rows.view(batch, heads, -1, beams, width)
     updated = torch.where(written[:, None, :, None, None], column.unsqueeze(2).to(cache.dtype), by_step)
-    return updated.view(batch, heads, slots, width)
+    updated = updated.view(batch, heads, slots, width)
+    return updated if len(cache) == batch else torch.cat([updated, cache[batch:]])
 
 
 def write_scatter(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
     """`write_column` as torch.scatter, which optimum-neuron 0.4.5 writes a token with; returns a new cache."""
     rows = _written(position, column.shape[2])[:, None, :, None]
     return cache.scatter(2, rows.expand_as(column), column.to(cache.dtype))
+
+
+def first_rows(tensor: Tensor, count: int) -> Tensor:
+    """The first rows, without an operator if they are all rows."""
+    return tensor if len(tensor) == count else tensor[:count]
 
 
 def _written(position: Tensor, beams: int) -> Tensor:

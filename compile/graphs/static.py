@@ -13,8 +13,9 @@ from compile.graphs.selection import candidates, most_probable, select
 from compile.graphs.t5 import StaticT5
 from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models.base import is_decoder_only
-from neuron_sum.runtimes.graphs import TORCH_DTYPES, GraphRuntime, HostState
+from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.slots import MASK, VECTORS, AdapterSlots
+from neuron_sum.runtimes.state import TORCH_DTYPES, HostState
 
 StaticModel = StaticT5 | StaticLlama
 
@@ -178,5 +179,9 @@ def eager_runtime(
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
+
+    def encode(bucket: Bucket) -> Encode:
+        return lambda ids, mask, slot, rows: model.encode(ids, mask, slot)
+
     opened = HostState(lambda bucket, num_beams, steps: StepGraph(model, steps), state_spec(model))
-    return GraphRuntime(buckets, num_beams, tokens, lambda _: model.encode, opened, adapters, greedy_steps=greedy_steps)
+    return GraphRuntime(buckets, num_beams, tokens, encode, opened, adapters, greedy_steps=greedy_steps)

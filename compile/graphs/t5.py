@@ -12,7 +12,7 @@ from transformers import T5Config
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from compile.graphs.kv_cache import MASKED, ancestry_bias
+from compile.graphs.kv_cache import MASKED, ancestry_bias, first_rows
 from compile.graphs.layers import (
     GraphOptions,
     RMSNorm,
@@ -138,8 +138,9 @@ class StaticT5(nn.Module):
             ancestors: (B, K, T) int64; see `ancestry_bias`.
             slot: (B,) int64.
             constants: The result of `encode`.
-            state: For each layer self-attention keys and values (B, H, T * K, D); one column is written in place, or
-                a new tensor replaces the old one in the list (`GraphOptions.write`).
+            state: For each layer self-attention keys and values (B or more, H, T * K, D), of which the first B rows
+                are used; one column is written in place, or a new tensor replaces the old one in the list
+                (`GraphOptions.write`).
 
         Returns:
             Logits (B, K, vocab), float32.
@@ -234,7 +235,8 @@ class _DecoderLayer(nn.Module):
             split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
         keys, values = self.write(past[0], key, position), self.write(past[1], value, position)
-        mixed = attend(query, [(keys, values, past[2])], row_sums=self.row_sums)
+        newest = first_rows(keys, len(hidden)), first_rows(values, len(hidden))
+        mixed = attend(query, [(*newest, past[2])], row_sums=self.row_sums)
         hidden = hidden + self.out(join_heads(mixed), slot)
         query = split_heads(self.cross_query(self.cross_norm(hidden), slot), self.heads)
         mixed = attend(query, [memory], row_sums=self.row_sums)

@@ -2,8 +2,8 @@
 
 The bytes are a lower bound that depends only on the graph, by the same rules for every graph:
 
-- a parameter is read completely, once, regardless of the number of readers; if it is only looked up (gather,
-  dynamic-slice), only the selected rows are read; if it is only passed through, nothing is read;
+- a parameter is read completely, once, regardless of the number of readers; if only parts are read (gather, slice,
+  dynamic-slice), only those are; if it is only passed through, nothing is read;
 - an output is written completely; if it is a parameter that is passed through, the two share a buffer and nothing is
   written; if it is a parameter that columns are written into (dynamic-update-slice, scatter), only those columns are;
 - intermediate results are free, as if everything were fused. A cache that is gathered by beam is thus read and written.
@@ -25,7 +25,7 @@ BITS = {
 }  # fmt: skip
 WRITES = {"dynamic-update-slice": 1, "scatter": 2}
 """Operators that change a part of their first operand, and the index of the operand with the new part."""
-LOOKUPS = ("gather", "dynamic-slice")
+LOOKUPS = ("gather", "dynamic-slice", "slice")
 VIEWS = ("reshape", "transpose", "bitcast", "copy", "convert")
 """The same numbers in another order or type: a reader of the view reads its operand."""
 RESIZING = ("broadcast", "concatenate", "slice", "pad")
@@ -301,12 +301,24 @@ def bytes_read(graph: Graph) -> dict[str, int]:
             elif not (user.name == graph.root and user.opcode == "tuple"):
                 yield user, place
 
+    def elements(lookup: Instruction) -> int:
+        """The elements that a lookup reads; of a slice that is only sliced again, those of the smaller slices."""
+        following = [user for user, _ in users[lookup.name]]
+        if following and all(user.opcode == "slice" for user in following):
+            return min(lookup.array.size, total(following))
+        return lookup.array.size
+
+    def total(lookups: list[Instruction]) -> int:
+        """The elements that lookups in the same tensor read; equal slices are read once."""
+        once = {each.attributes if each.opcode == "slice" else each.name: each for each in lookups}
+        return sum(map(elements, once.values()))
+
     needed = {}
     for parameter in graph.parameters:
         size, value_readers = parameter.array.nbytes, list(readers(parameter.name))
         if all(user.opcode in LOOKUPS and place == 0 for user, place in value_readers):
-            rows = sum(user.array.size for user, _ in value_readers) * BITS[parameter.array.dtype] // 8
-            size = min(size, rows)
+            rows = total([user for user, _ in value_readers])
+            size = min(size, rows * BITS[parameter.array.dtype] // 8)
         needed[parameter.name] = size
     return needed
 

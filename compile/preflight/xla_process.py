@@ -25,7 +25,7 @@ from compile.graphs.static import EncodeGraph, StepGraph, graph_module, static_m
 from compile.preflight.error_codes import rejections
 from compile.preflight.hlo import account_of, parse
 from neuron_sum.artifact import AdapterSpec, GraphFile
-from neuron_sum.runtimes.graphs import TORCH_DTYPES
+from neuron_sum.runtimes.state import TORCH_DTYPES
 
 
 def main() -> None:

@@ -70,7 +70,11 @@ STEPS = (
                 "other constants and other adapters give other results",
                 f"{NXD}, NxDModel.write_to_neuron_buffer",
             ),
-            Cell("two-layer T5 tokens", "equal to transformers, fp32, all batches and beams", "the same graphs on CPU"),
+            Cell(
+                "two-layer T5 tokens",
+                "equal to transformers, fp32, all batches and beams; prompts that join",
+                "the same graphs on CPU",
+            ),
             Cell(
                 "buffers are not copied",
                 "a longer source costs a step one read of its buffers",
@@ -103,7 +107,11 @@ STEPS = (
             Cell("weights are present", "no weight is missing or all zero on the device", f"{NXD}, set_weights"),
             Cell("device memory", "0.9 to 1.5 times weights and buffers, once per core", "docs/compile.md, sharing"),
             Cell("FLAN-T5-base runs", "every graph loads and runs", "the same graphs on CPU"),
-            Cell("FLAN-T5-base tokens", "equal to transformers, fp32, all batches and beams", "the same graphs on CPU"),
+            Cell(
+                "FLAN-T5-base tokens",
+                "equal to transformers, fp32, all batches and beams; prompts that join",
+                "the same graphs on CPU",
+            ),
             Cell("FLAN-T5-base verify", "passed", "compile/verify.py, on a CPU"),
             Cell("FLAN-T5-base latency", "no step is faster than its floor", "bytes that a step reads / HBM bandwidth"),
         ),

@@ -53,6 +53,7 @@ def inputs(artifact: Artifact, graph: GraphFile) -> dict[str, Any]:
             "name": (each.checkpoint_key or each.user_input_key).decode(),
             "type": names.get(each.type, f"type {each.type}"),
             "shape": list(each.shape),
+            "read": _read(artifact, graph, each.checkpoint_key.decode(), list(each.shape)),
         }
         for each in described.input_tensors
     ]
@@ -65,6 +66,17 @@ def inputs(artifact: Artifact, graph: GraphFile) -> dict[str, Any]:
     }
 
 
+def _read(artifact: Artifact, graph: GraphFile, name: str, shape: list[int]) -> list[int]:
+    """The part of a tensor that a step reads: of the buffers that all graphs share, its rows and source tokens."""
+    if not name.startswith((CONSTANT, STATE)):
+        return shape
+    part = [graph.batch, *shape[1:]]
+    if name.startswith(CONSTANT):
+        source = 3 if name.endswith("_0") else 2  # the source bias comes first, then keys and values
+        part[source] -= max(bucket.source_len for bucket in artifact.manifest.buckets) - graph.source_len
+    return part
+
+
 def bytes_read(described: dict[str, Any], *, only_buffers: bool = False) -> int:
     """The bytes of the weights and buffers of a graph; a step reads them once.
 
@@ -73,7 +85,7 @@ def bytes_read(described: dict[str, Any], *, only_buffers: bool = False) -> int:
         only_buffers: Whether weights are not counted.
     """
     return sum(
-        BYTES * math.prod(tensor["shape"])
+        BYTES * math.prod(tensor["read"])
         for tensor in described["inputs"]
         if tensor["type"] in ("weight", "state")
         and tensor["name"] != GATHERED

@@ -21,7 +21,7 @@ from neuron_sum.data.sources import load_dataset
 from neuron_sum.models.base import load_base, load_tokenizer
 from neuron_sum.platform.machine import instance_type
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import ModelConfig
+from neuron_sum.recipes.schema import GenerateConfig, ModelConfig
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.weights import MODEL
@@ -86,7 +86,7 @@ def compare_tokens(
     source: Path,
     examples: int,
 ) -> None:
-    """Compares the tokens of all batches and beam widths with those of transformers.
+    """Compares the tokens of all batches and beam widths, and of prompts that join, with those of transformers.
 
     Equal tokens decide nothing if they are the same for all dialogues. If there is a graph of several greedy steps,
     greedy search uses the settings with which it is called.
@@ -110,8 +110,9 @@ def compare_tokens(
         asked = recipe.generate.model_copy(update=several_steps(manifest) if several else {"num_beams": num_beams})
         expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)
         distinct = min(distinct, len(set(map(tuple, expected))))
-        for batch in sorted({bucket.batch for bucket in manifest.buckets}):
-            actual = generator.with_batch_size(batch).generate(prompts, asked)
+        batches = sorted({bucket.batch for bucket in manifest.buckets})
+        generated = [generator.with_batch_size(batch).generate(prompts, asked) for batch in batches]
+        for actual in (*generated, _joined(generator, prompts, asked)):
             compared += len(prompts)
             equal += sum(one == other for one, other in zip(actual, expected, strict=True))
     unused = ", ".join(str(bucket) for bucket in manifest.buckets if bucket not in generator.used)
@@ -119,6 +120,20 @@ def compare_tokens(
         equal == compared and distinct > 1,
         f"{equal} of {compared} equal, distinct summaries: {distinct}" + (f"; not used: {unused}" if unused else ""),
     )
+
+
+def _joined(
+    generator: CompiledGenerator, prompts: Sequence[Sequence[int]], settings: GenerateConfig
+) -> list[list[int]]:
+    """The tokens of prompts that join a running batch, one before each step, while there is room."""
+    running = generator.roll(settings)
+    assert running is not None, "artifacts of this package can do it"
+    numbers, tokens = list[int](), dict[int, list[int]]()
+    while len(numbers) < len(prompts) or running.running:
+        if len(numbers) < len(prompts) and running.room(1):
+            numbers += running.join([prompts[len(numbers)]], [generator.default_adapter])
+        tokens.update(running.step())
+    return [tokens[number] for number in numbers]
 
 
 def missing_weights(artifact: Artifact, tensors: Mapping[str, Tensor]) -> tuple[int, list[str]]:

@@ -1,15 +1,13 @@
 """The inf2 and trn1 targets: static T5 graphs through neuronx-distributed's ModelBuilder, which calls neuronx-cc.
 
-A batch's state never leaves the device. It is in buffers that a graph assigns (`ModelBuilderV2`, "In-place buffer
-updates" in AWS Neuron's documentation), under names with their shape: encode writes the cross-attention keys and values
-into those that the steps of the same shape read. Weights and adapter stacks are separate from the graphs and shared by
-all of them, so that the next checkpoint of the same shape needs no compilation.
+Weights and adapter stacks are separate from the graphs and shared by all of them, so that the next checkpoint of the
+same shape needs no compilation. The traced modules, and the state of a batch on the device: device_graphs.py.
 """
 
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,19 +16,19 @@ from typing import Any, ClassVar
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
-from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import Linear
-from compile.graphs.static import EncodeGraph, StaticModel, StepGraph, adapter_stacks
+from compile.graphs.static import StaticModel
 from compile.graphs.t5 import StaticT5
+from compile.targets.device_graphs import WRITES, DeviceStep, device_graph
 from neuron_sum.artifact import Compilation, GraphFile
 from neuron_sum.errors import CompileError, PlatformError, RecipeError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.platform.machine import total_memory
 from neuron_sum.platform.matrix import INSTANCES, NEURON_INDEX, PLATFORMS, platform_row
-from neuron_sum.recipes.schema import CacheWrite, CompileConfig
+from neuron_sum.recipes.schema import CompileConfig
 from neuron_sum.runtimes import neuronx
 
 COMPILER = "neuronx-cc"
@@ -51,7 +49,7 @@ class NeuronTarget:
     layout: Path | None = None
 
     suffix: ClassVar[str] = ".pt"
-    sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py",)
+    sources: ClassVar[tuple[str, ...]] = ("targets/neuron.py", "targets/device_graphs.py")
     shares_process: ClassVar[bool] = False
     """neuronx-cc takes minutes per graph, and whether a traced graph keeps device memory is not tested."""
     weights_inside: ClassVar[bool] = False
@@ -102,7 +100,7 @@ class NeuronTarget:
 
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
-        return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write], "row_sums": False}
+        return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write].column, "row_sums": False}
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""
@@ -110,7 +108,7 @@ class NeuronTarget:
             "stack": neuronx.stack(),
             "arguments": self.arguments,
             "optimize_layout": self.optimizes_layout,
-            "buffers": (neuronx.STATE, neuronx.CONSTANT),
+            "buffers": (neuronx.STATE, neuronx.CONSTANT, self.rows),
         }
 
     def manifest(self) -> dict[str, Any]:
@@ -123,6 +121,7 @@ class NeuronTarget:
             exporter="own",
             cache_write=options.cache_write,
             optimize_layout=self.optimizes_layout,
+            rows=self.rows,
             inline_weights=False,
             tensor_parallel_size=options.tensor_parallel_size,
             sdk=platform_row(versions),
@@ -149,6 +148,11 @@ class NeuronTarget:
         return max(graphs, key=lambda graph: (graph.batch * (graph.num_beams or 0), graph.source_len))
 
     @property
+    def rows(self) -> int:
+        """The rows of the buffers that all graphs share: the largest batch."""
+        return max(self.settings.batch_sizes)
+
+    @property
     def optimizes_layout(self) -> bool:
         """Whether the compiler chooses the layout of the weights; upstream's compile_wlo adds --auto-cast=none."""
         return self.settings.neuron.optimize_layout and self.settings.neuron.auto_cast == "none"
@@ -166,7 +170,7 @@ class NeuronTarget:
         from neuronx_distributed import NxDModel
         from neuronx_distributed.trace import model_builder
 
-        module, key = device_graph(model, graph), path.stem
+        module, key = device_graph(model, graph, self.rows, self.settings.neuron.cache_write), path.stem
         options = {
             "compiler_workdir": str(path.parent / COMPILER),
             "compiler_args": " ".join(self.arguments),
@@ -242,132 +246,6 @@ def larger_host(advice: str) -> str:
         return ""
     host = min(larger, key=lambda instance: instance.host_gib)
     return f"{advice}; or use a {host.name}, which has {host.host_gib} GiB of host memory"
-
-
-class DeviceEncode(nn.Module):
-    """The module that is traced for `encode`: it writes the constants of a batch into buffers that its steps read.
-
-    Args:
-        model: The static model.
-        graph: The shape of the graph.
-    """
-
-    def __init__(self, model: StaticT5, graph: GraphFile) -> None:
-        super().__init__()
-        self.graph, self.model = graph, model
-        self.constants = _buffers(self, _constant_name(graph), StepGraph(model).example_inputs(graph)[4])
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, slot: Tensor | None = None) -> Tensor:
-        """Writes the results of `StaticT5.encode` where `rows`, (B,) int64, is not 0; returns the lengths of the rows.
-
-        The other rows keep their values; a graph must read what it assigns, because unused inputs are dropped.
-        """
-        if slot is None:
-            slot = torch.zeros_like(input_ids[:, 0])
-        is_new = (rows != 0)[:, None, None, None]
-        for name, tensor in zip(self.constants, self.model.encode(input_ids, attention_mask, slot), strict=True):
-            setattr(self, name, torch.where(is_new, tensor, getattr(self, name)))
-        return attention_mask.sum(1)
-
-    def example_inputs(self) -> dict[str, Tensor]:
-        """Inputs of the graph's shape; without adapters no slot, because a graph must use all of its inputs."""
-        ids, mask, slot = EncodeGraph(self.model).example_inputs(self.graph)
-        inputs = {"input_ids": ids, "attention_mask": mask, "rows": torch.ones_like(slot)}
-        return inputs | ({"slot": slot} if _has_stacks(self.model, "encode") else {})
-
-
-class DeviceStep(nn.Module):
-    """The module that is traced for `step`: it reads the buffers of `DeviceEncode` and writes its own.
-
-    Args:
-        model: The static model.
-        graph: The shape of the graph.
-    """
-
-    def __init__(self, model: StaticT5, graph: GraphFile) -> None:
-        super().__init__()
-        self.graph, self.model = graph, model
-        *self.inputs, constants, state = StepGraph(model).example_inputs(graph)
-        self.constants = _buffers(self, _constant_name(graph), constants)
-        self.state = _buffers(self, f"{neuronx.STATE}{graph.batch}x{graph.target_len}x{graph.num_beams}", state)
-
-    def forward(
-        self, tokens: Tensor, position: Tensor, ancestors: Tensor | None = None, slot: Tensor | None = None
-    ) -> list[Tensor]:
-        """Writes a column of the self-attention cache for each step; returns the results of `StepGraph`."""
-        if ancestors is None:
-            ancestors = torch.zeros_like(self.inputs[2], device=tokens.device)
-        if slot is None:
-            slot = torch.zeros_like(tokens[:, 0])
-        constants, state = ([getattr(self, name) for name in names] for names in (self.constants, self.state))
-        results: list[Tensor] = StepGraph(self.model, self.graph.steps)(
-            tokens, position, ancestors, slot, constants, state
-        )
-        for name, tensor in zip(self.state, state, strict=True):
-            setattr(self, name, tensor)
-        return results
-
-    def written(self) -> list[str]:
-        """The names of all tensors that the host or a graph writes."""
-        return [*self.constants, *self.state, *(f"model.{name}" for name in adapter_stacks(self.model))]
-
-    def example_inputs(self) -> dict[str, Tensor]:
-        """Inputs of the graph's shape: tokens, position, of several beams ancestors, of adapters slots."""
-        tokens, position, ancestors, slot = self.inputs
-        beams = {"ancestors": ancestors} if tokens.shape[1] > 1 else {}
-        slots = {"slot": slot} if _has_stacks(self.model, "step") else {}
-        return {"tokens": tokens, "position": position} | beams | slots
-
-
-def device_graph(model: StaticModel, graph: GraphFile) -> DeviceEncode | DeviceStep:
-    """The module that is traced for a graph."""
-    assert isinstance(model, StaticT5)
-    return DeviceEncode(model, graph) if graph.kind == "encode" else DeviceStep(model, graph)
-
-
-def write_slice(cache: Tensor, column: Tensor, position: Tensor) -> Tensor:
-    """`kv_cache.write_column` as XLA's dynamic-update-slice, which no torch operator lowers to: one for each example.
-
-    It has one start, and every example has its own step. Called as in optimum-neuron 0.4.5 for a run-time index
-    (models/inference/backend/modules/kvcache/utils.py).
-    """
-    from torch_neuronx.xla_impl.ops import xla_hlo_call
-
-    @xla_hlo_call  # type: ignore[untyped-decorator]
-    def update(cache: Any, column: Any, *starts: Any) -> Any:
-        return cache.dtype[cache.sizes].DynamicUpdateSlice(cache, column, *starts)
-
-    rows, new = (position * column.shape[2]).to(torch.int32), column.to(cache.dtype)
-    for example, row in enumerate(rows.unbind()):
-        zero = torch.zeros_like(row)
-        cache = update(cache, new[example : example + 1], torch.full_like(row, example), zero, row, zero)
-    return cache
-
-
-WRITES: dict[CacheWrite, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "in_place": write_slice,
-    "scatter": write_scatter,
-    "where": write_where,
-}
-"""The functions of compile.neuron.cache_write."""
-
-
-def _constant_name(graph: GraphFile) -> str:
-    """The start of the names of the buffers that encode and all steps of a shape share."""
-    return f"{neuronx.CONSTANT}{graph.batch}x{graph.source_len}"
-
-
-def _buffers(module: nn.Module, start: str, tensors: Sequence[Tensor]) -> list[str]:
-    """Registers buffers START_0, START_1, ...; returns their names."""
-    names = [f"{start}_{index}" for index in range(len(tensors))]
-    for name, tensor in zip(names, tensors, strict=True):
-        module.register_buffer(name, tensor)
-    return names
-
-
-def _has_stacks(model: StaticT5, kind: str) -> bool:
-    """Whether one kind of graph reads adapter stacks."""
-    return any(name.startswith(StaticT5.ENCODE_NAMES) == (kind == "encode") for name in adapter_stacks(model))
 
 
 def _fill(model: StaticT5) -> None:

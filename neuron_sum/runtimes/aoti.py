@@ -13,8 +13,9 @@ from torch import Tensor
 from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.platform import cpu
-from neuron_sum.runtimes.graphs import GraphRuntime, HostState
+from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.slots import load_slots
+from neuron_sum.runtimes.state import HostState
 from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
 
@@ -37,8 +38,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g.file for g in manifest.graphs}
     packages = _Packages(artifact.path, weights)
 
-    def encode(bucket: Bucket) -> Graph:
-        return packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
+    def encode(bucket: Bucket) -> Encode:
+        graph = packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
+        return lambda ids, mask, slot, rows: graph(ids, mask, slot)
 
     def step(bucket: Bucket, num_beams: int, steps: int) -> Graph:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])

@@ -55,15 +55,13 @@ class Greedy:
     call: "Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]"
 
 
-class Session(Protocol):
-    """The generation of one batch: its constants, its state and its position.
+class Steps(Protocol):
+    """The steps of a batch.
 
     Attributes:
-        start: (examples, K) int64, the input tokens of the first step.
         greedy: Several steps in one call; None without a graph of several steps.
     """
 
-    start: "NDArray[np.int64]"
     greedy: Greedy | None
 
     def step(self, tokens: "NDArray[np.int64]", rows: "NDArray[np.int64]") -> Candidates:
@@ -73,6 +71,16 @@ class Session(Protocol):
             tokens: (examples, K) int64.
             rows: (examples, K) int64, the row of its example that each beam continues.
         """
+
+
+class Session(Steps, Protocol):
+    """The generation of one batch: its constants, its state and its position.
+
+    Attributes:
+        start: (examples, K) int64, the input tokens of the first step.
+    """
+
+    start: "NDArray[np.int64]"
 
 
 class Shapes(Protocol):

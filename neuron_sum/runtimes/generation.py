@@ -138,6 +138,8 @@ class StepGenerator:
         session = rolling_session(self.runtime, settings.num_beams, settings.max_new_tokens, self.batch_size)
         if session is None:
             return None
+        if self.one_step:
+            session.greedy = None
         search = new_search(session.rows, self.ends, settings, self.counts, self._rules(settings))
         return RollingBatch(session, search, self.lease, self.used)
 

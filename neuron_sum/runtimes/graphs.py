@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuron_sum.artifact import Bucket, SpecialTokens, StateSpec
+from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.runtimes.base import Candidates, Greedy
 from neuron_sum.runtimes.slots import AdapterSlots
+from neuron_sum.runtimes.state import BatchState, Step
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-Encode = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
-"""(input_ids, attention_mask, slot) -> constants; shapes as in compile/graphs/t5.py."""
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Sequence[Tensor]]
-"""(tokens, position, ancestors, slot, steps) -> the results of `StepGraph` in compile/graphs/static.py, bound to the
-constants and the state of one batch."""
-OpenStep = Callable[[Bucket, int, Sequence[Tensor]], Step]
-"""(bucket, num_beams, constants) -> the step of a new batch."""
+Encode = Callable[[Tensor, Tensor, Tensor, Tensor], Sequence[Tensor]]
+"""(input_ids, attention_mask, slot, rows) -> constants; shapes as in compile/graphs/t5.py. On a device, it writes them
+into these rows of the tensors that all graphs share, and returns none."""
 
 
 @dataclass
@@ -45,7 +40,7 @@ class GraphRuntime:
     num_beams: Sequence[int]
     tokens: SpecialTokens
     encode: Callable[[Bucket], Encode]
-    open: OpenStep
+    open: BatchState
     adapters: AdapterSlots | None = None
     turn: Callable[[], AbstractContextManager[Any]] = nullcontext
     greedy_steps: int = 1
@@ -60,9 +55,19 @@ class GraphRuntime:
         return GraphSession(step, bucket, len(prompts), start, slot, several)
 
     def encoded(
-        self, bucket: Bucket, prompts: Sequence[Sequence[int]], slots: Sequence[int]
+        self,
+        bucket: Bucket,
+        prompts: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        rows: Sequence[int] | None = None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Encode prompts that fit into a bucket.
+        """Encode prompts that fit into a bucket; the last prompt also fills the unused rows of the graph.
+
+        Args:
+            bucket: The bucket.
+            prompts: At most bucket.batch rows of token ids.
+            slots: The adapter slot of each prompt.
+            rows: The row of the batch for each prompt. Default: the first rows.
 
         Returns:
             The constants of the bucket's rows, the input token of each row's first step, and each row's adapter slot.
@@ -70,43 +75,21 @@ class GraphRuntime:
         start_id = self.tokens.decoder_start
         input_ids = torch.full((bucket.batch, bucket.source_len), self.tokens.pad)
         mask = torch.zeros_like(input_ids)
-        start = torch.full((bucket.batch,), self.tokens.pad)
-        for row, prompt in enumerate(prompts):
+        filled = [min(row, len(prompts) - 1) for row in range(bucket.batch)]
+        start, slot, at = (
+            torch.tensor([values[index] for index in filled])
+            for values in (
+                [start_id if start_id is not None else prompt[-1] for prompt in prompts],
+                slots,
+                range(len(prompts)) if rows is None else rows,
+            )
+        )
+        for row, index in enumerate(filled):
             # A decoder-only model prefills all but the last token of the prompt, which is the input of the first step.
-            source = prompt if start_id is not None else prompt[:-1]
+            source = prompts[index] if start_id is not None else prompts[index][:-1]
             input_ids[row, : len(source)] = torch.tensor(source, dtype=torch.int64)
             mask[row, : len(source)] = 1
-            start[row] = start_id if start_id is not None else prompt[-1]
-        slot = torch.tensor([*slots, *[0] * (bucket.batch - len(slots))])
-        return list(self.encode(bucket)(input_ids, mask, slot)), start, slot
-
-
-@dataclass(frozen=True)
-class HostState:
-    """An `OpenStep` for graphs that take constants and state at every call and write a column of the state in place.
-
-    Attributes:
-        graph: A function of bucket, beam width and number of steps that returns the step graph, (tokens, position,
-            ancestors, slot, constants, state) -> results.
-        spec: The shape of the state.
-    """
-
-    graph: Callable[[Bucket, int, int], Callable[..., Any]]
-    spec: StateSpec
-
-    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
-        """See `OpenStep`."""
-        state = [torch.zeros(shape, dtype=dtype) for shape, dtype in self.tensors(bucket, num_beams)]
-        graph, inputs = cache(partial(self.graph, bucket, num_beams)), list(constants)
-        return lambda tokens, position, ancestors, slot, steps: graph(steps)(
-            tokens, position, ancestors, slot, inputs, state
-        )
-
-    def tensors(self, bucket: Bucket, num_beams: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and dtypes of the state."""
-        spec = self.spec
-        shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
-        return [(shape, TORCH_DTYPES[spec.dtype])] * spec.tensors
+        return list(self.encode(bucket)(input_ids, mask, slot, at)), start, slot
 
 
 class GraphSession:

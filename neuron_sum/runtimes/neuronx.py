@@ -1,9 +1,10 @@
 """Runtime for inf2 and trn1 artifacts: graphs of T5 from neuronx-distributed's ModelBuilder, with state on the device.
 
-Every graph is an NxDModel, loaded from its file. All of them share one set of tensors on the device: weights, adapter
-stacks and the buffers of all shapes, by name. A graph that assigns a buffer updates the tensor that others read, so
-that nothing is copied between encode and the steps. Self-attention keys and values are not cleared: values of an
-earlier batch are masked until they are overwritten.
+Every graph is an NxDModel, loaded from its file. All of them share one set of tensors on the device, by name: weights,
+adapter stacks, and buffers with the rows of the largest batch, of which a step reads the first ones. A graph that
+assigns a buffer updates the tensor that others read, so that nothing is copied between encode and the steps, and encode
+of a few prompts can write into rows of a running batch. Self-attention keys and values are not cleared: values of an
+earlier summary are masked until they are overwritten.
 
 Calls are asynchronous, because only then do outputs stay on the device until they are read (NxDModel.forward): the host
 reads the candidates of a step, and the logits only in a fallback.
@@ -12,9 +13,10 @@ reads the candidates of a step, and the logits only in a fallback.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -24,8 +26,9 @@ from neuron_sum.artifact import WEIGHTS, Artifact, Bucket, GraphFile, Manifest
 from neuron_sum.errors import ArtifactError, PlatformError
 from neuron_sum.platform.machine import package_version
 from neuron_sum.runtimes.device import check_family, take_cores
-from neuron_sum.runtimes.graphs import GraphRuntime, Step
+from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.slots import AdapterSlots, load_slots
+from neuron_sum.runtimes.state import Step
 from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state_", "constants_"
@@ -57,25 +60,18 @@ def load(artifact: Artifact) -> GraphRuntime:
     graphs, adapters = _open(artifact)
     files = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g for g in manifest.graphs}
 
-    def encode(bucket: Bucket) -> Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]:
+    def encode(bucket: Bucket) -> Encode:
         graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None, 1])
 
-        def call(ids: Tensor, mask: Tensor, slot: Tensor) -> Sequence[Tensor]:
+        def call(ids: Tensor, mask: Tensor, slot: Tensor, rows: Tensor) -> Sequence[Tensor]:
             graphs.renew_stacks()
-            graph.run(input_ids=ids, attention_mask=mask, rows=torch.ones_like(slot), slot=slot)
+            graph.run(input_ids=ids, attention_mask=mask, rows=rows, slot=slot)
             return ()  # the results are in the buffers
 
         return call
 
-    def open_step(bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
-        # All are loaded before the first step, because loading checks a graph, which writes into the batch's state.
-        loaded = {
-            steps: graphs.get(files["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
-            for steps in ((1, manifest.greedy_steps) if num_beams == 1 else (1,))
-        }
-        return lambda tokens, position, ancestors, slot, steps: loaded[steps].run(
-            tokens=tokens, position=position, ancestors=ancestors, slot=slot
-        )
+    def step(bucket: Bucket, num_beams: int, steps: int) -> _Graph:
+        return graphs.get(files["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
 
     lock = threading.Lock()
     return GraphRuntime(
@@ -83,11 +79,56 @@ def load(artifact: Artifact) -> GraphRuntime:
         manifest.num_beams,
         manifest.tokens,
         encode,
-        open_step,
+        _DeviceState(step),
         adapters,
         turn=lambda: lock,
         greedy_steps=manifest.greedy_steps,
     )
+
+
+@dataclass(frozen=True)
+class _DeviceState:
+    """A `BatchState` in the buffers, which are the same for every batch.
+
+    Attributes:
+        graph: A function of bucket, beam width and number of steps that returns the step graph.
+    """
+
+    graph: "Callable[[Bucket, int, int], _Graph]"
+
+    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor] = ()) -> Step:
+        """See `BatchState`."""
+        return lambda tokens, position, ancestors, slot, steps: self.graph(bucket, num_beams, steps).run(
+            tokens=tokens, position=position, ancestors=ancestors, slot=slot
+        )
+
+    def rows(self, largest: Bucket, num_beams: int, source_lens: Sequence[int]) -> "_DeviceRows":
+        """See `BatchState`."""
+        return _DeviceRows(self, num_beams)
+
+
+@dataclass(frozen=True)
+class _DeviceRows:
+    """See `Rows`. Encode has written the constants, and every row has room for the longest prompt."""
+
+    state: _DeviceState
+    num_beams: int
+    can_move: ClassVar[bool] = False
+    """No graph copies the keys and values of a row."""
+
+    def write(self, rows: Sequence[int], constants: Sequence[Tensor], encoded_len: int, source_len: int) -> None:
+        """See `Rows`."""
+
+    def resize(self, count: int, old: int, new: int) -> None:
+        """See `Rows`."""
+
+    def step(self, bucket: Bucket) -> Step:
+        """See `Rows`."""
+        return self.state(bucket, self.num_beams)
+
+    def move(self, source: int, target: int, source_len: int) -> None:
+        """See `Rows`."""
+        raise NotImplementedError
 
 
 @contextmanager
@@ -142,16 +183,19 @@ class _Graph:
             outputs[0].cpu()  # nobody else waits for the buffers that it writes
         return outputs
 
-    def run_example(self, token: int = 1) -> list[Tensor]:
+    def run_example(self, token: int = 1, row: int | None = None) -> list[Tensor]:
         """Run the graph with inputs of its shape, all ones, thus with the first adapter slot.
 
         Args:
             token: The id of all tokens of the dialogues, for encode.
+            row: The row that encode writes. Default: the first ones, which a step of the same shape reads.
         """
         ones = map(torch.ones_like, self.model.reserved_example_inputs[self._name])
         inputs = dict(zip(self._inputs, ones, strict=True))
         if "input_ids" in inputs:
             inputs["input_ids"] *= token  # the mask stays
+            batch = torch.arange(len(inputs["rows"]))
+            inputs["rows"] = batch if row is None else torch.full_like(batch, row)
         return self.run(**inputs)
 
     def write(self, values: Mapping[str, Tensor]) -> None:
@@ -254,19 +298,21 @@ class _Graphs:
                 )
 
     def _check_results(self, graph: _Graph) -> None:
-        """Run the graph with different dialogues, and different values in its buffers and adapters.
+        """Run the graph with different dialogues, and different values in its buffers and adapters, which it keeps.
 
         Reading a tensor back is not sufficient: on other devices, values that were copied into a loaded graph's tensors
         could be read back while the graph computed with the old ones.
 
         Raises:
-            ArtifactError: If the results do not depend on the dialogues, on the encoder's outputs, or on the adapters.
+            ArtifactError: If the results do not depend on the dialogues, on the encoder's outputs, or on the adapters,
+                or encode writes other rows.
         """
         is_step = graph.entry.kind == "step"
         encode = self._loaded[self._encode_of(graph.entry).file] if is_step else graph
         constants = [name for name in encode.tensors if name.startswith(CONSTANT)]
+        state = [name for name in graph.tensors if name.startswith(STATE)]
         stacks = [name for name in self._stacks() if name in graph.tensors]
-        before = {name: self._tensors[name].cpu().clone() for name in [*constants, *stacks]}
+        before = {name: self._tensors[name].cpu().clone() for name in [*constants, *state, *stacks]}
 
         def copy(names: Sequence[str], value: int) -> None:
             graph.write({name: torch.full_like(before[name], value) for name in names})
@@ -293,6 +339,29 @@ class _Graphs:
                     "have the same summary",
                     f"use --target cpu, and {REPORT}",
                 )
+        if not is_step:
+            self._check_rows(graph, {name: before[name] for name in constants})
+
+    def _check_rows(self, encode: _Graph, before: Mapping[str, Tensor]) -> None:
+        """Raise if encode does not write the row that it is given, or writes others, which a batch may use.
+
+        Args:
+            encode: The graph.
+            before: The values of its buffers, which are restored.
+        """
+        last = len(next(iter(before.values()))) - 1
+        try:
+            encode.write({name: torch.zeros_like(tensor) for name, tensor in before.items()})
+            encode.run_example(row=last)
+            written = [self._tensors[name].cpu() != 0 for name in before]
+            if any(tensor[:last].any() for tensor in written) or not any(tensor[last].any() for tensor in written):
+                raise ArtifactError(
+                    f"{encode.entry.file}: it writes other rows than those it is given: a dialogue that joins a batch "
+                    "would change the other summaries",
+                    f"use another compile.neuron.cache_write, and {REPORT}",
+                )
+        finally:
+            encode.write(before)
 
 
 def _check(manifest: Manifest) -> None:
@@ -303,4 +372,9 @@ def _check(manifest: Manifest) -> None:
             f"run it on an {manifest.target} instance with the Neuron SDK, or compile with --target cpu",
         )
     manifest.check_stack(installed)
+    if manifest.compilation is None or manifest.compilation.rows is None:
+        raise ArtifactError(
+            "compilation.rows: compiled by an earlier version, whose graphs do not share the rows of a batch",
+            "compile again",
+        )
     check_family(manifest)

@@ -1,15 +1,13 @@
 """Continuous batching: prompts join a running batch in the rows of finished summaries, each row with its own step.
 
-Joining prompts are encoded in the smallest graph that fits them, and the encoder's outputs are copied into their rows
-of the running batch. A step runs in the smallest bucket that has the rows in use: all buckets share the memory of the
-largest, because the rows of a smaller one are its beginning. This needs constants and state in the host's memory
-(`HostState`), so it works on the CPU target only.
+Joining prompts are encoded in the smallest graph that fits them. On the CPU the encoder's outputs are copied into their
+rows of the running batch; on a device, encode writes them there. A step runs in the smallest bucket that has the rows
+in use (`neuron_sum.runtimes.state`).
 """
 
-import math
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +16,8 @@ from torch import Tensor
 
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import ArtifactError
-from neuron_sum.runtimes.base import Candidates, StepRuntime
-from neuron_sum.runtimes.graphs import GraphRuntime, HostState
+from neuron_sum.runtimes.base import Candidates, Greedy, StepRuntime
+from neuron_sum.runtimes.graphs import GraphRuntime
 from neuron_sum.runtimes.search import Search
 
 Lease = Callable[[Sequence[str | None]], AbstractContextManager[list[int]]]
@@ -39,6 +37,7 @@ class RollingBatch:
         self._session, self._search, self._lease, self._used = session, search, lease, used
         self._tickets: dict[int, int] = {}
         self._leases: dict[int, ExitStack] = {}
+        self._turn = ExitStack()
         self._joined = 0
 
     @property
@@ -55,6 +54,9 @@ class RollingBatch:
         """See `RunningBatch`."""
         rows = [row for row in range(self._session.rows) if row not in self._tickets][: len(prompts)]
         with ExitStack() as all_leases:
+            if not self._tickets:
+                self._turn.enter_context(self._session.turn())
+                all_leases.callback(self._end_turn)
             leases = [all_leases.enter_context(ExitStack()) for _ in prompts]
             slots = [lease.enter_context(self._lease([name]))[0] for lease, name in zip(leases, adapters, strict=True)]
             with torch.inference_mode():
@@ -70,11 +72,12 @@ class RollingBatch:
         with torch.inference_mode():
             self._compact()
             count = max(self._tickets) + 1
-            candidates = self._session.step(self._search.tokens[:count], self._search.beams[:count])
+            self._search.step(self._session, count)
         self._used.add(self._session.bucket(count))
-        self._search.advance(candidates)
         finished = [row for row in sorted(self._tickets) if not self._search.is_running[row]]
-        return [(self._tickets[row], self._release(row)) for row in finished]
+        results = [(self._tickets[row], self._release(row)) for row in finished]
+        self._end_turn()
+        return results
 
     def close(self) -> None:
         """See `RunningBatch`."""
@@ -82,6 +85,12 @@ class RollingBatch:
             lease.close()
         self._leases.clear()
         self._tickets.clear()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Let other batches run if no summary is unfinished."""
+        if not self._tickets:
+            self._turn.close()
 
     def _release(self, row: int) -> list[int]:
         del self._tickets[row]
@@ -91,6 +100,8 @@ class RollingBatch:
 
     def _compact(self) -> None:
         """Move the last rows to free ones if the summaries fit into a smaller bucket."""
+        if not self._session.can_move:
+            return  # a bucket is smaller when the summaries of its last rows have ended
         batch = self._session.batch(self.running)
         while (last := max(self._tickets)) >= batch:
             target = next(row for row in range(batch) if row not in self._tickets)
@@ -108,14 +119,14 @@ def rolling_session(runtime: StepRuntime, num_beams: int, target_len: int, rows:
         target_len: The number of new tokens.
         rows: The largest number of summaries at once.
     """
-    if not isinstance(runtime, GraphRuntime) or not isinstance(runtime.open, HostState):
+    if not isinstance(runtime, GraphRuntime):
         return None
     length = min((bucket.target_len for bucket in runtime.buckets if bucket.target_len >= target_len), default=0)
     shapes = {(bucket.batch, bucket.source_len): bucket for bucket in runtime.buckets if bucket.target_len == length}
     batches, source_lens = ({shape[axis] for shape in shapes} for axis in (0, 1))
     if not shapes or len(shapes) < len(batches) * len(source_lens):
         return None  # a batch grows and shrinks, which requires every batch size with every source length
-    return RollingSession(runtime, runtime.open, num_beams, shapes, rows)
+    return RollingSession(runtime, num_beams, shapes, rows)
 
 
 class RollingSession:
@@ -123,7 +134,6 @@ class RollingSession:
 
     Args:
         runtime: The runtime.
-        host: Its state.
         num_beams: A compiled beam width.
         shapes: The buckets by batch size and source length, with every combination.
         rows: The largest number of rows; reduced to the largest batch size.
@@ -131,17 +141,15 @@ class RollingSession:
     Attributes:
         rows: The number of rows.
         has_prompts: Whether the prompt is before the new tokens, as in decoder-only models.
+        can_move: Whether `move` works.
+        turn: See `StepRuntime.turn`; held while a row is in use.
+        greedy: See `Steps`.
     """
 
     def __init__(
-        self,
-        runtime: GraphRuntime,
-        host: HostState,
-        num_beams: int,
-        shapes: Mapping[tuple[int, int], Bucket],
-        rows: int,
+        self, runtime: GraphRuntime, num_beams: int, shapes: Mapping[tuple[int, int], Bucket], rows: int
     ) -> None:
-        self._runtime, self._host, self._beams, self._shapes = runtime, host, num_beams, shapes
+        self._runtime, self._beams, self._shapes, self.turn = runtime, num_beams, shapes, runtime.turn
         self._batches, self._source_lens = (sorted({shape[axis] for shape in shapes}) for axis in (0, 1))
         self.rows = min(rows, self._batches[-1])
         self.has_prompts = runtime.tokens.decoder_start is None
@@ -152,9 +160,10 @@ class RollingSession:
         self._tokens = torch.full((largest.batch, num_beams), runtime.tokens.pad)
         self._position, self._slot = (torch.zeros(largest.batch, dtype=torch.int64) for _ in range(2))
         self._ancestors = torch.zeros(largest.batch, num_beams, largest.target_len, dtype=torch.int64)
-        self._state = [_Rows(shape[1:], largest.batch, dtype) for shape, dtype in host.tensors(largest, num_beams)]
-        self._constants: list[_Rows] = []
-        self._views: dict[Bucket, tuple[list[Tensor], list[Tensor]]] = {}
+        self._kept = runtime.open.rows(largest, num_beams, self._source_lens)
+        self.can_move = self._kept.can_move
+        several = runtime.greedy_steps if num_beams == 1 else 1
+        self.greedy = Greedy(several, partial(self._several, several)) if several > 1 else None
 
     def batch(self, rows: int) -> int:
         """The smallest batch size with this many rows."""
@@ -182,57 +191,49 @@ class RollingSession:
         """
         lengths = dict(zip(rows, map(len, prompts), strict=True))
         bucket = self._shapes[self.batch(len(prompts)), self._fitting(max(lengths.values()))]
-        constants, first, slot = self._runtime.encoded(bucket, prompts, slots)
-        if not self._constants:
-            # The source bias comes first; keys and values have the source in their third dimension.
-            axes = [3 if index == 0 else 2 if tensor.ndim == 4 else None for index, tensor in enumerate(constants)]
-            self._constants = [
-                _Rows(tensor.shape[1:], self._largest.batch, tensor.dtype, axis, bucket.source_len, self._source_lens)
-                for tensor, axis in zip(constants, axes, strict=True)
-            ]
-        self._set_source_len(self._fitting(max([*self._lengths.values(), *lengths.values()])))
-        for index, (kept, tensor) in enumerate(zip(self._constants, constants, strict=True)):
-            kept.write(rows, tensor[: len(rows)], self._source_len, _padding(tensor) if index == 0 else None)
+        constants, first, slot = self._runtime.encoded(bucket, prompts, slots, rows)
+        source_len = self._fitting(max([*self._lengths.values(), *lengths.values()]))
+        if source_len != self._source_len and self._lengths:
+            self._kept.resize(max(self._lengths) + 1, self._source_len, source_len)
+        self._source_len = source_len
+        self._kept.write(rows, constants, bucket.source_len, source_len)
         at = torch.tensor(rows)
         self._position[at], self._slot[at] = 0, slot[: len(rows)]
         self._lengths.update(lengths)  # last: after an error, none has joined
         tokens: NDArray[np.int64] = first[: len(rows), None].expand(-1, self._beams).numpy()
         return tokens
 
-    def step(self, tokens: NDArray[np.int64], beams: NDArray[np.int64]) -> Candidates:
-        """See `Session.step`, for the first rows; the others are not in use."""
+    def step(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Candidates:
+        """See `Steps`, for the first rows; the others are not in use."""
+        count = len(tokens)
+        if self._beams > 1:
+            past = self._ancestors[:count]
+            past.copy_(past.gather(1, torch.from_numpy(rows).unsqueeze(-1).expand_as(past)))
+            past[torch.arange(count), :, self._position[:count]] = torch.arange(self._beams)
+        values, ids, log_sum, logits = self._call(tokens, 1)
+        selected = [part.cpu().numpy()[:count] for part in (values, ids, log_sum)]
+        return Candidates(selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.cpu().numpy()[:count])
+
+    def _several(self, steps: int, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See `Greedy.call`, for the first rows."""
+        chosen, logits = (part.cpu().numpy()[: len(tokens)] for part in self._call(tokens, steps))
+        return chosen, logits
+
+    def _call(self, tokens: NDArray[np.int64], steps: int) -> Sequence[Tensor]:
         count = len(tokens)
         bucket = self.bucket(count)
         self._tokens[:count] = torch.from_numpy(tokens)
-        if self._beams > 1:
-            past = self._ancestors[:count]
-            past.copy_(past.gather(1, torch.from_numpy(beams).unsqueeze(-1).expand_as(past)))
-            past[torch.arange(count), :, self._position[:count]] = torch.arange(self._beams)
-        if bucket not in self._views:
-            self._views[bucket] = (
-                [kept.first(bucket.batch, bucket.source_len) for kept in self._constants],
-                [kept.first(bucket.batch) for kept in self._state],
-            )
-        constants, state = self._views[bucket]
         given = [tensor[: bucket.batch] for tensor in (self._tokens, self._position, self._ancestors, self._slot)]
-        written = list(state)
-        values, ids, log_sum, logits = self._host.graph(bucket, self._beams, 1)(*given, constants, written)
-        for old, new in zip(state, written, strict=True):
-            if new is not old:  # a write that returns a new tensor
-                old.copy_(new)
-        # A finished row that no prompt has taken repeats its last step.
-        self._position[:count] = (self._position[:count] + 1).clamp(max=self._largest.target_len - 1)
-        selected = [part.numpy()[:count] for part in (values, ids, log_sum)]
-        return Candidates(selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.numpy()[:count])
+        results = self._kept.step(bucket)(given[0], given[1], given[2], given[3], steps)
+        # A finished row that no prompt has taken repeats its last step. A new tensor, because on a device the call may
+        # still read the old one.
+        used = (self._position[:count] + steps).clamp(max=self._largest.target_len - 1)
+        self._position = torch.cat([used, self._position[count:]])
+        return results
 
     def move(self, source: int, target: int) -> None:
         """Move a row to a free one."""
-        for kept in self._constants:
-            rows = kept.first(self._largest.batch, self._source_len)
-            rows[target] = rows[source]
-        for kept in self._state:
-            rows = kept.first(self._largest.batch)
-            rows[target] = rows[source]
+        self._kept.move(source, target, self._source_len)
         for tensor in (self._tokens, self._position, self._ancestors, self._slot):
             tensor[target] = tensor[source]
         self._lengths[target] = self._lengths.pop(source)
@@ -249,76 +250,3 @@ class RollingSession:
             f"a prompt has {length} tokens, the longest bucket takes {longest}",
             f"set data.max_source_length={longest} to truncate and count long dialogues, or compile a longer bucket",
         )
-
-    def _set_source_len(self, source_len: int) -> None:
-        """Give the rows in use room for another number of source tokens."""
-        if source_len != self._source_len and self._lengths:
-            rows = range(max(self._lengths) + 1)
-            # All copies come first: without memory for one, nothing has changed.
-            copies = [kept.first(len(rows), self._source_len).clone() for kept in self._constants]
-            for index, (kept, old) in enumerate(zip(self._constants, copies, strict=True)):
-                kept.write(rows, old, source_len, _padding(old) if index == 0 else None)
-        self._source_len = source_len
-
-
-class _Rows:
-    """A tensor with the rows of the largest bucket, of which a bucket of fewer or shorter rows uses the beginning.
-
-    Args:
-        shape: The shape of a row.
-        rows: The number of rows.
-        dtype: The data type.
-        axis: The dimension of the source in a batch; None for tensors without one.
-        source_len: The number of source tokens in `shape`, where a soft prompt may add others.
-        source_lens: All numbers of source tokens.
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        rows: int,
-        dtype: torch.dtype,
-        axis: int | None = None,
-        source_len: int = 0,
-        source_lens: Sequence[int] = (0,),
-    ) -> None:
-        self._axis = axis
-        self._shapes: dict[int, tuple[int, ...]] = {}
-        for length in source_lens:
-            sizes = list(shape)
-            if axis is not None:
-                sizes[axis - 1] += length - source_len
-            self._shapes[length] = tuple(sizes)
-        count = rows * max(math.prod(sizes) for sizes in self._shapes.values())
-        # Mapped memory is zero, and takes no memory until a row is used.
-        self._flat = torch.frombuffer(mmap.mmap(-1, max(count, 1) * dtype.itemsize), dtype=dtype, count=count)
-
-    def first(self, rows: int, source_len: int = 0) -> Tensor:
-        """The first rows, for a number of source tokens."""
-        shape = (rows, *self._shapes.get(source_len, next(iter(self._shapes.values()))))
-        return self._flat[: math.prod(shape)].view(shape)
-
-    def write(self, rows: Sequence[int], values: Tensor, source_len: int, padding: float | None) -> None:
-        """Write rows that may have fewer or more source tokens.
-
-        Args:
-            rows: The row of each value.
-            values: (rows, ...).
-            source_len: The number of source tokens of the rows that are written.
-            padding: The value of missing source tokens; None keeps the values that are there, because they are masked.
-        """
-        target = self.first(max(rows) + 1, source_len)
-        for row, value in zip(rows, values, strict=True):
-            if self._axis is None:
-                target[row] = value
-                continue
-            axis = self._axis - 1
-            length = min(target[row].shape[axis], value.shape[axis])
-            target[row].narrow(axis, 0, length).copy_(value.narrow(axis, 0, length))
-            if padding is not None:
-                target[row].narrow(axis, length, target[row].shape[axis] - length).fill_(padding)
-
-
-def _padding(bias: Tensor) -> float:
-    """The bias of a source token that is not there: finite, and so low that its weight is exactly 0."""
-    return float(torch.finfo(bias.dtype).min)

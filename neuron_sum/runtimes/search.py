@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neuron_sum.errors import ArtifactError
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import Candidates, Session, until_end
+from neuron_sum.runtimes.base import Candidates, Session, Steps, until_end
 from neuron_sum.runtimes.sections import ANY, REMOVED, Allowed, SectionRules, State
 
 NEVER = np.float32(-1.0e9)
@@ -121,9 +121,15 @@ class Search(ABC):
                 array[target] = array[source]
         self.is_running[source] = False
 
-    def step(self, session: Session) -> None:
-        """Run the next step of a session, which has as many rows; or the next ones, if it needs no candidates."""
-        self.advance(session.step(self.tokens, self.beams))
+    def step(self, session: Steps, count: int | None = None) -> None:
+        """Run the next step of a session; or the next ones, if it needs no candidates.
+
+        Args:
+            session: The session.
+            count: The number of rows at the beginning that have a step; those behind them are not running. Default:
+                all rows.
+        """
+        self.advance(session.step(self.tokens[:count], self.beams[:count]))
 
     @abstractmethod
     def advance(self, candidates: Candidates) -> None:
@@ -269,14 +275,14 @@ def _log_probabilities(candidates: Candidates, logits: Scores) -> Scores:
 
 
 class _Greedy(Search):
-    def step(self, session: Session) -> None:
+    def step(self, session: Steps, count: int | None = None) -> None:
         """See `Search`."""
         several = session.greedy if self._sections is None else None
         if several is not None and not self._settings.no_repeat_ngram_size:
             new = self._new[self.is_running]
             if new.min() >= self._settings.min_new_tokens and new.max() + several.steps <= self._most:
-                return self._extend(*several.call(self.tokens))
-        return super().step(session)
+                return self._extend(*several.call(self.tokens[:count]))
+        return super().step(session, count)
 
     def advance(self, candidates: Candidates) -> None:
         """See `Search`."""
@@ -302,17 +308,18 @@ class _Greedy(Search):
         is_running &= ~self._is_end(best[:, 0]) & (new < self._most)
 
     def _extend(self, tokens: Tokens, logits: Scores) -> None:
-        """Append the tokens of several steps to all rows, with their logits: both (batch, steps)."""
-        steps = tokens.shape[1]
+        """Append the tokens of several steps to the first rows, with their logits: both (count, steps)."""
+        count, steps = tokens.shape
         self._counts.steps += steps
-        places = self._new[:, None] + np.arange(steps)
+        is_running, new = self.is_running[:count], self._new[:count]
+        places = new[:, None] + np.arange(steps)
         ended = self._is_end(tokens) | (places >= self._most - 1)
-        is_new = self.is_running[:, None] & (ended.cumsum(axis=1) == ended)  # up to the end of a row
+        is_new = is_running[:, None] & (ended.cumsum(axis=1) == ended)  # up to the end of a row
         _check_finite(logits[is_new])
-        self._written[np.arange(len(tokens))[:, None], 0, np.where(is_new, places, self._most)] = tokens
-        self.tokens[:] = tokens[:, -1:]
-        self._new += is_new.sum(axis=1)
-        self.is_running &= ~ended.any(axis=1)
+        self._written[np.arange(count)[:, None], 0, np.where(is_new, places, self._most)] = tokens
+        self.tokens[:count] = tokens[:, -1:]
+        new += is_new.sum(axis=1)
+        is_running &= ~ended.any(axis=1)
 
     def result(self, row: int) -> list[int]:
         """See `Search`."""

@@ -21,6 +21,7 @@ import httpx
 import pytest
 import torch
 from artifacts import assert_adapters_are_swapped_under_load, edited, expected_by_adapter, make_lora, prompts_of
+from joining import rolled
 from micro_models import LORA_SHAPE, MICRO, ROOT, SHAPE
 from neuron_packages import ENVIRONMENT, make_packages
 from safetensors import safe_open
@@ -34,10 +35,10 @@ from compile.graphs import t5
 from compile.graphs.kv_cache import ancestry_bias
 from compile.machine_report import latency, make_report
 from compile.source import Source, open_source
-from compile.targets import neuron
+from compile.targets import device_graphs, neuron
 from compile.verify import verify
 from neuron_sum.artifact import Artifact, hash_files, open_artifact, write_manifest
-from neuron_sum.errors import ArtifactError, CompileError, PlatformError, RecipeError
+from neuron_sum.errors import ArtifactError, CompileError, ModelError, PlatformError, RecipeError
 from neuron_sum.models.adapters import load_adapter
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.loading import load_recipe
@@ -149,16 +150,51 @@ def test_tokens_equal_those_of_transformers_with_and_without_adapter(
 
 @pytest.mark.parametrize("write", ["scatter", "where"])
 def test_other_cache_writes_have_equal_tokens(calls: Calls, micro_run: Path, tmp_path: Path, write: str) -> None:
-    settings = ["compile.batch_sizes=[2]", "compile.num_beams=[2]", f"compile.neuron.cache_write={write}"]
+    settings = ["compile.batch_sizes=[1,2]", "compile.num_beams=[2]", f"compile.neuron.cache_write={write}"]
     artifact = compiled(micro_run, tmp_path, *settings)
     prompts, asked = prompts_of(artifact, micro_run), GenerateConfig(max_new_tokens=12, num_beams=2)
-    assert load_generator(artifact)[0].generate(prompts, asked) == expected_rows(micro_run, prompts, asked)
+    generator, expected = load_generator(artifact)[0], expected_rows(micro_run, prompts, asked)
+    assert generator.generate(prompts, asked) == expected
+    batch = generator.roll(asked)
+    assert batch is not None
+    assert rolled(batch, prompts, [None] * 8, 5, 1) == (expected, 7)
+
+
+def test_prompts_that_join_a_running_batch_get_the_tokens_of_transformers(
+    calls: Calls, micro_lora_run: Path, tmp_path: Path
+) -> None:
+    """Of two source lengths, with an adapter or none, one and two at a time; graphs are loaded while others run."""
+    artifact = compiled(micro_lora_run, tmp_path, *LORA_SHAPE, "compile.source_lens=[64,192]")
+    assert {graph.batch for graph in artifact.manifest.graphs} == {1, 3}
+    prompts = [prompt[: 40 if index % 3 else None] for index, prompt in enumerate(prompts_of(artifact, micro_lora_run))]
+    names = ["default" if index % 2 else None for index in range(8)]
+    generator = load_generator(artifact)[0]
+    lock = generator.runtime.turn()  # type: ignore[attr-defined]
+    for num_beams in (1, 2):
+        asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
+        by_adapter = dict(expected_by_adapter(micro_lora_run, prompts, asked))
+        expected = [by_adapter[name][index] for index, name in enumerate(names)]
+        batch = generator.roll(asked)
+        assert batch is not None
+        for every, most in ((4, 1), (5, 2)):
+            found, beside = rolled(batch, prompts, names, every, most)
+            assert found == expected
+            assert beside >= 2
+        assert {bucket.batch for bucket in generator.used} == {1, 3}
+        with pytest.raises(ModelError, match="'gone'"):
+            batch.join(prompts[:1], ["gone"])
+        assert not lock.locked(), "another batch can run"
+        batch.join(prompts[:1], [None])
+        assert lock.locked()
+        batch.close()
+        assert not lock.locked()
+        assert generator.generate(prompts[:3], asked, names[:3]) == expected[:3]
 
 
 def test_several_greedy_steps_per_call_have_equal_tokens(
     calls: Calls, micro_lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph is loaded with the batch's first step, because the check on loading writes into the batch's state."""
+    """The graph is loaded during a batch, and checked: its check restores the state."""
     settings = ["compile.num_beams=[1]", "compile.adapters.slots=2", "compile.greedy_steps=5"]
     artifact = compiled(micro_lora_run, tmp_path, *settings)
     assert artifact.manifest.greedy_steps == 5
@@ -178,6 +214,10 @@ def test_several_greedy_steps_per_call_have_equal_tokens(
             assert single.generate(prompts, asked, [adapter] * len(prompts)) == expected
             assert set(ran) == {1}
             ran.clear()
+    joining, (adapter, expected) = generator.roll(asked), next(expected_by_adapter(micro_lora_run, prompts, asked))
+    assert joining is not None
+    assert rolled(joining, prompts, [adapter] * 8, 2, 1)[0] == expected
+    assert {1, 5} == set(ran)
     [row] = latency(generator, artifact, 1)
     assert (row["greedy_steps"], row["greedy_ms"] > 0) == (5, True)
 
@@ -216,7 +256,7 @@ def test_all_ways_to_write_a_column_match_the_cpu(calls: Calls) -> None:
             position = torch.tensor([step, 4 - step])
             expected = write_column(cache.clone(), column, position)
             assert torch.equal(write_scatter(cache, column, position), expected)
-            assert torch.equal(neuron.write_slice(cache, column, position), expected)
+            assert torch.equal(device_graphs.write_slice(cache, column, position), expected)
             assert torch.equal(write_where(cache, column, position), expected)
 
 
@@ -375,6 +415,10 @@ def test_other_versions_and_devices_are_rejected_with_the_field(
         assert remedy in str(error.value.hint)
     monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.inf2.xlarge")
     load_generator(whole)
+    assert whole.manifest.compilation is not None and whole.manifest.compilation.rows == 1
+    older = edited(artifact.path, compilation=whole.manifest.compilation.model_copy(update={"rows": None}))
+    with pytest.raises(ArtifactError, match=r"compilation\.rows: compiled by an earlier version"):
+        load_generator(older)
 
 
 @pytest.mark.parametrize(("visible", "claimed"), [("", "0"), ("1-3", "1")])
@@ -429,6 +473,21 @@ def test_a_graph_that_ignores_its_inputs_is_rejected(
         with pytest.raises(ArtifactError, match=f"step.* do not depend on {what}") as raised:
             generator.warm_up()
         assert "neuron-sum compile report" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("wrong", ["first", "none"])
+def test_a_graph_that_writes_other_rows_is_rejected(
+    calls: Calls, own_cache: Path, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """The index of a row is a run-time value, which the compiler's list of operators excludes."""
+    other = {"first": lambda rows: 0 * rows, "none": lambda rows: rows % 2}[wrong]
+    rows = device_graphs.rows_slice
+    form = replace(neuron.WRITES["in_place"], rows=lambda kept, values, at: rows(kept, values, other(at)))
+    monkeypatch.setitem(neuron.WRITES, "in_place", form)
+    artifact = compiled(micro_run, tmp_path, "compile.batch_sizes=[3]", "compile.num_beams=[1]")
+    with pytest.raises(ArtifactError, match=r"encode.* writes other rows than those it is given") as raised:
+        load_generator(artifact)[0].warm_up()
+    assert "compile.neuron.cache_write" in str(raised.value.hint)
 
 
 def test_without_neuron_packages_nothing_is_compiled_or_loaded(
@@ -506,7 +565,7 @@ def both_tokens(run: Path, folder: Path, num_beams: int) -> tuple[list[list[int]
 def test_a_wrong_buffer_is_detected(
     calls: Calls, own_cache: Path, learned_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = neuron.DeviceStep.forward
+    forward = device_graphs.DeviceStep.forward
 
     def swapped(self: Any, *inputs: Any, **named: Any) -> Any:
         results = forward(self, *inputs, **named)
@@ -517,7 +576,7 @@ def test_a_wrong_buffer_is_detected(
         return results
 
     swapped.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(neuron.DeviceStep, "forward", swapped)
+    monkeypatch.setattr(device_graphs.DeviceStep, "forward", swapped)
     actual, expected = both_tokens(learned_run, tmp_path, 1)
     assert actual != expected, "keys as values, and values as keys"
 
@@ -525,7 +584,8 @@ def test_a_wrong_buffer_is_detected(
 def test_a_buffer_of_another_type_does_not_compile(
     calls: Calls, own_cache: Path, micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(neuron.WRITES, "in_place", lambda cache, column, position: cache.bfloat16())
+    rounded = replace(neuron.WRITES["in_place"], column=lambda cache, column, position: cache.bfloat16())
+    monkeypatch.setitem(neuron.WRITES, "in_place", rounded)
     with pytest.raises(CompileError, match=r"step-b1\S+: state_1x12x1_0"):
         compiled(micro_run, tmp_path, *SMALLEST)
 

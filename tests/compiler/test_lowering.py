@@ -104,6 +104,19 @@ CASES: dict[str, tuple[tuple[str, ...], int, int, int]] = {
         (CACHE, COLUMN, AT, CALL, "%n = f32[2,6,4] negate(%new)", "ROOT %t = (f32[2,6,4], f32[2,6,4]) tuple(%new, %n)"),
         192 + 32 + 4, 32 + 192, 1,
     ),
+    "a slice of a slice": (
+        (
+            CACHE, "%row = f32[1,6,4] slice(%cache), slice={[0:1], [0:6], [0:4]}",
+            "%half = f32[1,3,4] slice(%row), slice={[0:1], [0:3], [0:4]}", "ROOT %n = f32[1,3,4] negate(%half)",
+        ), 48, 48, 0,
+    ),
+    "a slice that is also read whole": (
+        (
+            CACHE, "%row = f32[1,6,4] slice(%cache), slice={[0:1], [0:6], [0:4]}", "%n = f32[1,6,4] negate(%row)",
+            "%half = f32[1,3,4] slice(%row), slice={[0:1], [0:3], [0:4]}",
+            "ROOT %t = (f32[1,6,4], f32[1,3,4]) tuple(%n, %half)",
+        ), 96, 96 + 48, 0,
+    ),
     "two outputs cannot be one buffer": (
         (CACHE, COLUMN, AT, CALL, "ROOT %t = (f32[2,6,4], f32[2,6,4]) tuple(%new, %new)"), 32 + 4, 32 + 192, 1,
     ),
@@ -247,13 +260,20 @@ def test_memory_is_the_size_of_the_tensors(tiny: dict[tuple[str, str, str], Lowe
     assert step.account.parameters - (step.inputs - unused) < step.weights
 
 
-def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path) -> None:
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path, room: int) -> None:
+    """Also if the buffers that all graphs share have more rows and a longer source than the bucket."""
     slots = AdapterSpec(rank=2, slots=3, target_modules=TARGETS["t5"])
-    variants = [*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots)]
+    variants = [
+        dataclasses.replace(each, source_len=room * BUCKET.source_len)
+        for each in (*VARIANTS.values(), dataclasses.replace(PLAIN, adapters=slots))
+    ]
     graphs = tuple(bucket_graphs(BUCKET, (1, BEAMS), greedy_steps=STEPS))
+    asked = lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])
+    asked["rows"] = rows = room * BUCKET.batch
     made = subprocess.run(
         [str(xla_python), str(ROOT / "tests" / "stand_ins" / "xla" / "device_graphs.py")],
-        input=json.dumps(lowering.request([LoweringJob(config_of(TINY["t5"]), each, graphs) for each in variants])),
+        input=json.dumps(asked),
         env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -262,12 +282,24 @@ def test_a_graph_traced_for_a_device_has_the_same_counts(xla_python: Path) -> No
     assert made.returncode == 0, made.stderr[-3000:]
     pairs = [json.loads(line) for line in made.stdout.splitlines()]
     assert len(pairs) == len(variants) * len(graphs)
-    for (ours, traced), graph in zip(pairs, graphs * len(variants), strict=True):
-        if graph.kind == "encode":  # it keeps the rows of a running batch, which it reads for that
-            rows = 8 * BUCKET.batch
-            assert traced["read"] - ours["read"] == traced["parameters"] - ours["parameters"] == ours["written"] + rows
-            ours = {name: ours[name] for name in ("flops", "written", "in_place", "dynamic")}
-        assert {name: traced[name] for name in ours} == ours
+    for index, (ours, traced) in enumerate(pairs):
+        options, graph = variants[index // len(graphs)], graphs[index % len(graphs)]
+        names = {"flops", "dynamic"}
+        if graph.kind == "encode":
+            longest, source = (n + options.soft_prompt_tokens for n in (options.source_len, BUCKET.source_len))
+            written = ours["written"] * longest // source
+            if options.write == "where":  # it reads and writes all rows
+                assert traced["written"] == written * room
+                assert traced["read"] == ours["read"] + written * room + 8 * BUCKET.batch
+            else:
+                assert (traced["written"], traced["in_place"]) == (written, 1 + 2 * LAYERS)
+                assert traced["read"] == ours["read"] + 8 * BUCKET.batch
+        elif room == 1:
+            names = {*ours}
+        elif options.write != "where":
+            names |= {"read", "written", "in_place"}
+            assert traced["parameters"] > ours["parameters"], f"buffers of {rows} rows"
+        assert {name: traced[name] for name in names} == {name: ours[name] for name in names}, graph.file
 
 
 def test_negative_controls_are_detected(controls: dict[str, Any]) -> None:

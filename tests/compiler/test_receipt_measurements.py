@@ -115,12 +115,13 @@ def test_equal_tokens_count_only_if_the_summaries_differ(
     )
     manifest = SimpleNamespace(buckets=buckets, num_beams=[1, 4], greedy_steps=greedy_steps)
     artifact: Any = SimpleNamespace(recipe=recipe, manifest=manifest)
+    monkeypatch.setattr(models, "_joined", lambda *_: summaries)
     generator: Any = SimpleNamespace(used={buckets[1]}, with_batch_size=lambda _: reference)
     cell = Finding()
     models.compare_tokens(cell, generator, artifact, Path("model"), 4)
     assert (cell.state, cell.observed) == (
         state,
-        f"8 of 8 equal, distinct summaries: {distinct}; not used: 1x64x8",
+        f"16 of 16 equal, distinct summaries: {distinct}; not used: 1x64x8",
     )
     # With a ban, the loop would not call the graph of several steps.
     assert {(each.num_beams, each.no_repeat_ngram_size) for each in asked} == {

@@ -2,11 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 import torch
+from joining import rolled
 from micro_models import LLAMA_CONFIG
 from transformers import AutoConfig, PretrainedConfig, T5Config
 
@@ -17,7 +19,6 @@ from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes.base import RunningBatch
 from neuron_sum.runtimes.generation import StepGenerator
 
 VOCABULARY, TARGET_LEN, SOURCE_LENS = 48, 14, (12, 24)
@@ -37,7 +38,9 @@ LLAMA = AutoConfig.for_model(**{**LLAMA_CONFIG, "vocab_size": VOCABULARY, "pad_t
 ADAPTERS = (None, "a", "b")
 
 
-def random_generator(config: PretrainedConfig, batches: Sequence[int] = (1, 3), **options: Any) -> StepGenerator:
+def random_generator(
+    config: PretrainedConfig, batches: Sequence[int] = (1, 3), greedy_steps: int = 1, **options: Any
+) -> StepGenerator:
     """Random weights, large enough for different summaries, and two random adapters."""
     torch.manual_seed(0)
     spec = AdapterSpec(rank=2, slots=3, target_modules=("q", "v", "q_proj", "v_proj"))
@@ -55,7 +58,7 @@ def random_generator(config: PretrainedConfig, batches: Sequence[int] = (1, 3), 
     )
     tokens = SpecialTokens(pad=0, ends=(1, 2, 5, 9, 13), decoder_start=None if is_decoder_only(config) else 0)
     buckets = [Bucket(batch=b, source_len=s, target_len=TARGET_LEN) for b in batches for s in SOURCE_LENS]
-    runtime = eager_runtime(static, {**values, **tables}, buckets, (1, 3), tokens)
+    runtime = eager_runtime(static, {**values, **tables}, buckets, (1, 3), tokens, greedy_steps)
     assert runtime.adapters is not None
     for stack in runtime.adapters.stacks.values():
         stack[1:] = torch.randn(stack[1:].shape) if stack.dtype.is_floating_point else 1
@@ -71,24 +74,6 @@ def generators() -> dict[str, StepGenerator]:
 def prompts(count: int) -> list[list[int]]:
     numbers = random.Random(1)
     return [numbers.choices(range(3, VOCABULARY), k=numbers.randint(2, SOURCE_LENS[-1])) for _ in range(count)]
-
-
-def rolled(
-    batch: RunningBatch, waiting: list[list[int]], names: list[str | None], every: int
-) -> tuple[list[list[int]], int]:
-    """The tokens of prompts of which one group joins at every few steps, and the number of joins beside others."""
-    tickets: dict[int, int] = {}
-    results, joined, beside, steps = [[] for _ in waiting], 0, 0, 0
-    while joined < len(waiting) or batch.running:
-        if (steps % every == 0 or not batch.running) and (size := batch.room(len(waiting) - joined)):
-            beside += batch.running > 0
-            numbers = batch.join(waiting[joined : joined + size], names[joined : joined + size])
-            tickets.update(zip(numbers, range(joined, joined + size), strict=True))
-            joined += size
-        steps += 1
-        for number, tokens in batch.step():
-            results[tickets[number]] = tokens
-    return results, beside
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -132,6 +117,32 @@ def test_a_bucket_of_32_is_filled_and_shrinks() -> None:
     assert generator.generate(given, settings) == alone
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("least", [0, 6])
+@pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "llama"])
+def test_several_greedy_steps_of_a_running_batch_have_equal_tokens(
+    config: PretrainedConfig, least: int, every: int
+) -> None:
+    """Rows end within a call, and a call may not pass the last position of a row that has started earlier."""
+    generator, given = random_generator(config, greedy_steps=4), prompts(11)
+    names = [ADAPTERS[index % 3] for index in range(11)]
+    settings, single = (
+        GenerateConfig(max_new_tokens=TARGET_LEN, min_new_tokens=least),
+        replace(generator, one_step=True),
+    )
+    alone = [single.generate([prompt], settings, [name])[0] for prompt, name in zip(given, names, strict=True)]
+    calls = list[int]()
+    for each, expected in ((generator, {1, 4}), (single, {1})):
+        batch = each.roll(settings)
+        assert batch is not None
+        step, calls = batch._session._kept.step, []
+        batch._session._kept.step = lambda bucket, step=step, calls=calls: (  # type: ignore[method-assign]
+            lambda *given: (calls.append(given[-1]), step(bucket)(*given))[1]
+        )
+        found, beside = rolled(batch, given, names, every, 1)
+        assert found == alone and beside >= 2 and set(calls) == expected
+
+
 def test_a_cache_write_that_returns_a_new_tensor_is_kept() -> None:
     generator, settings = random_generator(T5, write=write_where), GenerateConfig(max_new_tokens=TARGET_LEN)
     given, batch = prompts(6), generator.roll(settings)
@@ -162,8 +173,6 @@ def test_a_prompt_that_cannot_join_does_not_affect_the_others(generators: dict[s
 
 
 def test_a_batch_cannot_roll_without_every_combination_of_shapes(generators: dict[str, StepGenerator]) -> None:
-    from dataclasses import replace
-
     runtime, settings = generators["t5"].runtime, GenerateConfig(max_new_tokens=TARGET_LEN)
     assert StepGenerator(replace(runtime, buckets=runtime.buckets[1:])).roll(settings) is None  # type: ignore[type-var]
     with pytest.raises(ArtifactError, match="max_new_tokens = 15"):
