@@ -1,6 +1,5 @@
 """`neuron-sum compile`, `compile verify` and `compile report`."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +8,6 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import console, files
-from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
@@ -26,6 +24,7 @@ ExamplesOption = Annotated[
         "100 for other data types.",
     ),
 ]
+MAX_DROP = 1.0
 MaxDropOption = Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")]
 
 
@@ -100,7 +99,7 @@ def run(
     place = f", on {manifest.target}" if "exporter" in described else ""
     console.emit(
         {**described, "bytes": size, "manifest": manifest.model_dump(mode="json")},
-        f"compiled {folder}: {graphs}{console.size(size)}\nnext{place}: neuron-sum compile verify {quote(folder)}",
+        f"compiled {folder}: {graphs}{console.size(size)}\nnext{place}: {console.command('compile', 'verify', folder)}",
     )
 
 
@@ -112,7 +111,7 @@ def verify(
     ] = None,
     overrides: SetOption = None,
     examples: ExamplesOption = None,
-    max_drop: MaxDropOption = 1.0,
+    max_drop: MaxDropOption = MAX_DROP,
 ) -> None:
     """Compare an artifact's summaries with those of transformers; record the result in the manifest."""
     from compile.verify import ALLOWED_DIFFERENCES, width
@@ -164,10 +163,11 @@ def verify(
         f"transformers (truncated dialogues: {comparison.truncated}{untested})",
         table,
         f"{outcome}: {rule}",
-        *([f"next: neuron-sum evaluate {quote(artifact)}"] if record.passed else []),
+        *([f"next: {console.command('evaluate', artifact)}"] if record.passed else []),
     )
     if record.undecided:
-        again = _words(["compile", "verify", artifact], source=source, set=overrides, max_drop=max_drop)
+        changed_drop = None if max_drop == MAX_DROP else max_drop
+        again = console.command("compile", "verify", artifact, source=source, set=overrides, max_drop=changed_drop)
         raise _undecided(opened, comparison, rule, again)
     if not record.passed and opened.manifest.is_exact:
         raise ArtifactError(
@@ -202,22 +202,6 @@ def _undecided(artifact: "Artifact", comparison: "Comparison", rule: str, again:
     )
 
 
-def _words(words: Sequence[str | Path], **options: Any) -> str:
-    """A command line with the given options; those that are None, or that have their default, are omitted."""
-    defaults = {"max_drop": 1.0}
-    given = {
-        name: value if isinstance(value, list) else [value]
-        for name, value in options.items()
-        if value is not None and value != defaults.get(name)
-    }
-    pairs = [
-        f"--{name.replace('_', '-')} {quote(f'{item:g}' if isinstance(item, float) else str(item))}"
-        for name, items in given.items()
-        for item in items
-    ]
-    return " ".join(["neuron-sum", *(quote(str(word)) for word in words), *pairs])
-
-
 @compile.command()
 def report(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
@@ -228,7 +212,7 @@ def report(
         Path | None, typer.Option(help="Run that the artifact was compiled from, if it has moved.")
     ] = None,
     examples: ExamplesOption = None,
-    max_drop: MaxDropOption = 1.0,
+    max_drop: MaxDropOption = MAX_DROP,
 ) -> None:
     """Write a diagnostic report for an artifact (doctor, manifest, latency, verify) to attach to an issue."""
     from compile.machine_report import make_report
@@ -269,7 +253,7 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     else:
         raise RecipeError(
             "--plan needs a tokenizer to count tokens, and neither RUN nor --recipe is given",
-            f"run `neuron-sum compile RUN --plan {quote(data)}`, or use --recipe NAME instead of RUN",
+            f"run `{console.command('compile', 'RUN', plan=data)}`, or use --recipe NAME instead of RUN",
         )
     lengths = measure(data, recipe, tokenizer)
     candidates = choices(lengths.source, recipe.data.max_source_length)
@@ -289,8 +273,9 @@ def _plan_buckets(data: str, run: Path | None, recipe_name: str | None, override
     p99, longest = lengths.target_percentile(99), max(lengths.target)
     target = f"summaries: 99 % have at most {p99} tokens, the longest {longest}; compile.target_len covers new tokens"
     suggestion = f"compile.source_lens=[{','.join(map(str, best.source_lens))}]"
-    command = _words(
-        ["compile", run or "RUN"],
+    command = console.command(
+        "compile",
+        run or "RUN",
         recipe=None if run is None else recipe_name,
         base=base,
         set=[*(overrides if run is not None else []), suggestion],

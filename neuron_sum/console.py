@@ -106,6 +106,24 @@ def quote(word: object) -> str:
     return shlex.quote(str(word))
 
 
+def command(*words: object, **options: object) -> str:
+    """A command of neuron-sum to suggest, so that a shell reads it as these words.
+
+    Args:
+        *words: The words after neuron-sum.
+        **options: The values of options by their names in Python; None and False omit an option, a list repeats it.
+    """
+    parts = ["neuron-sum", *map(quote, words)]
+    for name, value in options.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is None or each is False:
+                continue
+            parts.append(f"--{name.replace('_', '-')}")
+            if each is not True:
+                parts.append(quote(f"{each:g}" if isinstance(each, float) else each))
+    return " ".join(parts)
+
+
 class _SafeConsole(Console):
     """A console that cleans all text, does not read it as markup, and escapes what the stream cannot encode."""
 

@@ -16,7 +16,7 @@ from typing import IO, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
+from neuron_sum.console import command, quote
 from neuron_sum.errors import NeuronSumError
 
 DIALOGUE = """\
@@ -82,8 +82,8 @@ def demo(
         },
         f"\ndone in {console.duration(time.monotonic() - started)}. Try next:",
         *(
-            f"  {command}\n      {result}"
-            for command, result in _next_commands(report, runs, artifact, archive).items()
+            f"  {suggested}\n      {result}"
+            for suggested, result in _next_commands(report, runs, artifact, archive).items()
         ),
     )
 
@@ -125,10 +125,10 @@ def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) 
     activate: dict[str, str] = {} if on_path else {f"source {quote(script)}": "`neuron-sum` as a command of this shell"}
     return activate | {
         f"open {report}": "the comparison in a browser, with charts and more dialogues",
-        f"neuron-sum summarize {quote(artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
-        f"neuron-sum serve {quote(archive)} --playground": "the endpoint on this machine, with a web page to try it",
-        f"neuron-sum compile {quote(runs[0])} --set compile.dtype=int8": "a smaller model; its loss: `compile verify`",
-        f"neuron-sum merge {quote(runs[0])}": "the adapter merged into the weights and compared with the original",
+        f"{command('summarize', artifact)} < your-dialogue.txt": "the summary of a dialogue by compiled graphs",
+        command("serve", archive, playground=True): "the endpoint on this machine, with a web page to try it",
+        command("compile", runs[0], set="compile.dtype=int8"): "a smaller model; its loss: `compile verify`",
+        command("merge", runs[0]): "the adapter merged into the weights and compared with the original",
         "neuron-sum recipes list": "recipes for SmolLM2, FLAN-T5, TinyLlama and your own CSV",
         "neuron-sum train flan-t5-base-lora --dry-run": "time and memory of a real run on this machine (needs a hub)",
     }

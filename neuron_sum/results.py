@@ -23,6 +23,8 @@ OF_EVALUATION = ("generate.", "evaluate.", "data.max_test_examples=")
 """Beginnings of the changes that concern the comparison only, so that finished runs stay valid."""
 DIMENSIONS = ("model_type", "d_model", "d_ff", "num_layers", "num_heads", "hidden_size", "num_hidden_layers")
 """Keys of a configuration that identify a published model."""
+WEIGHTS = "model.name_or_path=FOLDER"
+OF_WEIGHTS = ("model.name_or_path=", "model.config", "model.tokenizer")
 PATHS_OF_DATA = ("data.source", "data.path", "data.columns.", "data.license")
 PATHS = (*PATHS_OF_DATA, "model.name_or_path")
 """Settings that may state another place of the same data and weights."""
@@ -42,7 +44,9 @@ def results(
     changes = [change for change in overrides or [] if not change.startswith(OF_EVALUATION)]
     of_evaluation = [change for change in overrides or [] if change.startswith(OF_EVALUATION)]
     recipes = _recipes(found, changes)
-    _check_weights(experiment, next(iter(recipes.values())))
+    kept = [change for change in overrides or [] if not change.startswith(OF_WEIGHTS)]
+    again = console.command("results", experiment, set=[*kept, WEIGHTS], output=output)
+    _check_weights(next(iter(recipes.values())), again)
     for recipe in recipes.values():
         _train(recipe, output / recipe.name)
         gc.collect()  # the model, before the next one is loaded
@@ -81,8 +85,12 @@ def _recipes(experiment: "Experiment", changes: Sequence[str]) -> "dict[str, Rec
     return {name: load_recipe(recipe, changes) for name, recipe in experiment.runs.items()}
 
 
-def _check_weights(experiment: str, recipe: "Recipe") -> None:
+def _check_weights(recipe: "Recipe", again: str) -> None:
     """Check that the base model's configuration and weights can be read, before anything is trained.
+
+    Args:
+        recipe: A recipe of the experiment.
+        again: The command that uses other weights.
 
     Raises:
         ModelError: If they cannot.
@@ -95,7 +103,7 @@ def _check_weights(experiment: str, recipe: "Recipe") -> None:
     if name is None:
         raise RecipeError(
             "model.name_or_path is not set, and random weights do not repeat a published experiment",
-            f"run `neuron-sum results {quote(experiment)} --set model.name_or_path=FOLDER`",
+            f"run `{again}`",
         )
     try:
         load_config(recipe.model)
@@ -106,7 +114,7 @@ def _check_weights(experiment: str, recipe: "Recipe") -> None:
         raise ModelError(
             f"the weights of {name} are not available: {error.message}",
             "copy the model's folder (config.json, tokenizer files, safetensors) from a machine that can reach the hub "
-            f"and run `neuron-sum results {quote(experiment)} --set model.name_or_path=FOLDER`",
+            f"and run `{again}`",
         ) from error
 
 

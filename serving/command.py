@@ -11,7 +11,6 @@ import typer
 from rich.text import Text
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, DataError, RecipeError, RequestError, ServerError, reading
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def package(
         _warn(opened)
         target = output or artifact.resolve().with_name(name + ARCHIVE)
         packing.write_archive(opened, _limits(opened, overrides), target, key)
-        details, lines = dict[str, Any](), [f"next: neuron-sum serve {quote(target)}"]
+        details, lines = dict[str, Any](), [f"next: {console.command('serve', target)}"]
         if key is not None:
             details["signed_by"] = signing.fingerprint(key.public_key())
             lines.insert(0, f"signed; fingerprint of the public key: {details['signed_by']}")
@@ -169,7 +168,7 @@ def _models(
             if key is not None:
                 raise ArtifactError(
                     f"{target} is not signed: only archives contain a signature",
-                    f"run `neuron-sum package {quote(target)} --sign KEY`, then serve the archive",
+                    f"run `{console.command('package', target, set=overrides, sign='KEY')}`, then serve the archive",
                 )
             name, opened = artifact_name(target), open_artifact(target)
             _warn(opened)
@@ -210,7 +209,7 @@ def _models(
 
 def _warn(artifact: "Artifact") -> None:
     if warning := artifact.manifest.quality_warning:
-        console.warn(f"{artifact.path}: {warning}; run `neuron-sum compile verify {quote(artifact.path)}`")
+        console.warn(f"{artifact.path}: {warning}; run `{console.command('compile', 'verify', artifact.path)}`")
 
 
 def _limits(artifact: "Artifact", overrides: list[str] | None) -> "ServeConfig":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.contents import kind_fault
 from neuron_sum.errors import ModelError
 from neuron_sum.recipes.schema import FullMethod, PromptTuningMethod, Recipe
@@ -111,7 +111,7 @@ def _find_checkpoint(run: RunFolder) -> Path:
         raise ModelError(f"{run.path} is a soft prompt, which {CONTAINER} cannot load", remedy)
     checkpoint = run.weights if isinstance(method, FullMethod) else run.path / "merged"
     if not isinstance(method, FullMethod) and not checkpoint.is_dir():
-        raise ModelError(f"{run.path} is an adapter that is not merged", f"run `neuron-sum merge {quote(run.path)}`")
+        raise ModelError(f"{run.path} is an adapter that is not merged", f"run `{command('merge', run.path)}`")
     family = _read_config(checkpoint)["model_type"]
     if family != FAMILY:
         raise ModelError(f"{run.path} is a {family} model; {CONTAINER} serves only {FAMILY}", remedy)

@@ -6,7 +6,6 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.artifact import Artifact, is_artifact, open_artifact
-from neuron_sum.console import quote
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.platform.containers import CONTAINERS, VLLM
 from neuron_sum.platform.matrix import ENDED_CONTAINERS
@@ -32,21 +31,21 @@ def pack_vllm(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[
     image = CONTAINERS[VLLM]
     source = open_artifact(path) if is_artifact(path) else open_trained(path)
     if isinstance(source, Artifact) and (warning := source.manifest.quality_warning):
-        console.warn(f"{path}: {warning}; run `neuron-sum compile verify {quote(path)}`")
+        console.warn(f"{path}: {warning}; run `{console.command('compile', 'verify', path)}`")
     check_long(source.recipe, VLLM)
     packed = vllm_container.write_archive(source, target, overrides)
     if not packed.precompiled:
         console.note(
             "the image compiles this checkpoint when it starts, unless Hugging Face's public cache has its graphs: the "
-            f"endpoint needs the internet, and memory for the compiler; to avoid both, run `neuron-sum compile "
-            f"{quote(path)} --target inf2` and package the artifact"
+            "endpoint needs the internet, and memory for the compiler; to avoid both, run "
+            f"`{console.command('compile', path, set=overrides, target='inf2')}` and package the artifact"
         )
     name = f"{image.repository}:{image.tag}"
     details = {"image": name, "environment": packed.environment, "precompiled": packed.precompiled}
     return details, [
         f"image: {name}",
         *(f"{key}={value}" for key, value in packed.environment.items()),
-        f"next: neuron-sum aws deploy {quote(target)} --image {VLLM}",
+        f"next: {console.command('aws', 'deploy', target, image=VLLM)}",
     ]
 
 
@@ -70,7 +69,7 @@ def pack_djl(path: Path, target: Path, overrides: Sequence[str]) -> tuple[dict[s
     if is_artifact(path):
         raise ArtifactError(
             f"{path} is a compiled artifact; {container} compiles the model itself",
-            f"run `neuron-sum package RUN --container {container}` with the folder of the run",
+            f"run `{console.command('package', 'RUN', container=container)}` with the folder of the run",
         )
     run, ended = open_trained(path), ENDED_CONTAINERS[container]
     check_long(run.recipe, container)

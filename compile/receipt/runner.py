@@ -98,9 +98,7 @@ def _check_machine(machine: Machine, versions: dict[str, str | None]) -> None:
 
 def command_line(folder: Path, size: SizeName, *, retry: bool) -> str:
     """The command that continues a receipt, or repeats its failed steps."""
-    return f"neuron-sum receipt --output {console.quote(folder)} --size {console.quote(size)}" + (
-        " --retry" if retry else ""
-    )
+    return console.command("receipt", output=folder, size=size, retry=retry)
 
 
 def run_steps(folder: Path, size: SizeName, *, retry: bool) -> Receipt:

@@ -1,6 +1,5 @@
 """The command `neuron-sum data`, which inspects a recipe's data before training."""
 
-import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +93,7 @@ def data(
         else f"\nfirst dialogue ({first.id}), without prompt:",
         text + ("\n\n" if text == first.dialogue else "") + first.references[0],
         *([f"\ntoken ids of this prompt ({len(ids)}): {' '.join(map(str, ids))}"] if ids else []),
-        f"\nnext: neuron-sum train {shlex.join([recipe, *changes])}",
+        f"\nnext: {console.command('train', recipe, *changes)}",
     )
 
 

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -94,7 +93,7 @@ def explain(
         with reading(log, DataError):
             if Path(log).is_dir():
                 raise DataError(
-                    f"{log} is a folder, not a log", f"name a file in it: `neuron-sum explain {quote(log)}/FILE`"
+                    f"{log} is a folder, not a log", f"name a file in it: `{console.command('explain', f'{log}/FILE')}`"
                 )
             with Path(log).open("rb") as file, reading(log, DataError, READABLE):
                 explanation = read_log(file)

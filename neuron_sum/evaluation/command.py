@@ -128,10 +128,13 @@ def rate(
     if results and (unused := [name for name, is_given in options.items() if is_given]):
         raise RunError(f"--results does not use {', '.join(unused)}", f"omit {' and '.join(unused)}")
     entries = read_texts(comparison)
-    command = f"`neuron-sum rate {console.quote(comparison)}"
     if results:
         found = preferences_of(comparison, entries, EvaluateConfig())
-        shown = render_ratings(found) if found and found.ratings else f"no ratings of these summaries; run {command}`"
+        shown = (
+            render_ratings(found)
+            if found and found.ratings
+            else f"no ratings of these summaries; run `{console.command('rate', comparison)}`"
+        )
         console.emit({"ratings": found and found.as_dict()}, shown)
         return
     all_pairs = pairs_of(entries)
@@ -146,7 +149,8 @@ def rate(
             f"open {url}/ in a browser; press Ctrl-C to stop",
         )
         wait_for_interrupt()
-    console.note(f"run {command} --results` to see the results; `neuron-sum compare` adds them to the report")
+    see = console.command("rate", comparison, results=True)
+    console.note(f"run `{see}` to see the results; `neuron-sum compare` adds them to the report")
 
 
 def summarize(

@@ -84,7 +84,7 @@ def read_texts(folder: Path) -> list[dict[str, Any]]:
         RunError: If the folder is not the output of `neuron-sum compare` with two or more systems and with dialogues.
         DataError: If a line is not an entry of that file.
     """
-    path, create = folder / SUMMARIES, f"run `neuron-sum compare SYSTEM SYSTEM --output {console.quote(folder)}` first"
+    path, create = folder / SUMMARIES, f"run `{console.command('compare', 'SYSTEM', 'SYSTEM', output=folder)}` first"
     if not path.is_file():
         raise RunError(f"{folder} has no {SUMMARIES}", create)
     entries = files.read_jsonl(path, DataError, create)

@@ -66,7 +66,7 @@ def watch(
     if found.other:
         lines.append(f"not read: {found.describe_other()}")
     if not watched.evaluated:
-        lines.append(f"answers are not compared: run `neuron-sum evaluate {console.quote(run)}` for their baseline")
+        lines.append(f"answers are not compared: run `{console.command('evaluate', run)}` for their baseline")
     if hook is not None:
         redacted = redact_files(found.captured, hook)
         result["redacted"] = {"files": redacted.files, "emptied_lines": redacted.emptied}

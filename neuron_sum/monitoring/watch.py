@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from neuron_sum import files
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.data.examples import invented_tags
 from neuron_sum.data.statistics import STATISTICS, DialogueCounter, DialogueStatistics, unknown_ids
 from neuron_sum.errors import DataError, RecipeError, RunError, reading
@@ -188,7 +188,7 @@ def read_statistics(run: RunFolder) -> DialogueStatistics:
         return DialogueStatistics.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} does not exist", f"train again: neuron-sum train {quote(run.recipe_path)} --output FOLDER"
+            f"{path} does not exist", f"train again: {command('train', run.recipe_path, output='FOLDER')}"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -208,7 +208,7 @@ def read_evaluated(run: RunFolder, tokenizer: "PreTrainedTokenizerFast") -> Answ
     folder = run.path / "evaluation" / run.recipe.evaluate.split
     if not (folder / "metrics.json").is_file():
         return None
-    hint = f"run `neuron-sum evaluate {quote(run.path)}`"
+    hint = f"run `{command('evaluate', run.path)}`"
     metrics = files.read_json(folder / "metrics.json", hint=hint)
     with reading(folder, RunError, hint):
         summaries = [entry["summary"] for entry in files.read_jsonl(folder / "predictions.jsonl", hint=hint)]

@@ -1,7 +1,6 @@
 """The commands `neuron-sum recipes list | show | check | schema`."""
 
 import json
-import shlex
 from typing import Annotated
 
 import typer
@@ -59,7 +58,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption =
     changes = [*(overrides or []), *(sets or [])]
     loaded = load_recipe(recipe, changes)
     details = {"recipe": loaded.name, "holds": True}
-    console.emit(details, f"{loaded.name} is valid\nnext: neuron-sum train {shlex.join([recipe, *changes])}")
+    console.emit(details, f"{loaded.name} is valid\nnext: {console.command('train', recipe, *changes)}")
 
 
 @recipes.command()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from neuron_sum import __version__, files
 from neuron_sum.artifact import Artifact
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.data.examples import Dataset, Example
 from neuron_sum.errors import ModelError, NeuronSumError, ResourceError, RunError
 from neuron_sum.models.gguf import folder_of
@@ -214,7 +214,7 @@ def check_data(record: Mapping[str, str], dataset: Dataset, split: Split, path: 
 
 
 def _again(run: RunFolder) -> str:
-    return f"neuron-sum train {quote(run.recipe_path)} --output {quote(run.path)} --overwrite"
+    return command("train", run.recipe_path, output=run.path, overwrite=True)
 
 
 def _short(value: str | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import files
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.errors import RecipeError, RunError, reading
 from neuron_sum.models.gguf import folder_of
 from neuron_sum.recipes.loading import differences, load_resolved
@@ -63,8 +63,8 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """The command that resumes the run with the original number of processes."""
-        several = f" --processes {count}" if (count := self.processes or 1) > 1 else ""
-        return f"neuron-sum train {quote(self.recipe_path)} --output {quote(self.path)} --resume{several}"
+        several = count if (count := self.processes or 1) > 1 else None
+        return command("train", self.recipe_path, output=self.path, resume=True, processes=several)
 
     @property
     def processes(self) -> int | None:
@@ -161,7 +161,7 @@ class RunFolder:
         if not mark.is_file():
             raise RunError(
                 f"{self.path} lacks {MARK}, which records what a run depends on (older versions did not write it)",
-                f"train again: neuron-sum train {quote(self.recipe_path)} --output FOLDER",
+                f"train again: {command('train', self.recipe_path, output='FOLDER')}",
             )
         return validate(RunRecord, files.read_json(mark, hint=DAMAGED), mark)
 

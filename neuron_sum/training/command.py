@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.recipes.command import BaseOption, Overrides, RecipeArgument, SetOption
 
 
@@ -79,7 +78,7 @@ def train(
         loss += f", validation loss {results['eval_loss']:.3f}"
     console.emit(
         {"run": str(folder), "weights": str(run.weights), **results},
-        f"trained {folder}: {loss}\nnext: neuron-sum evaluate {quote(folder)}",
+        f"trained {folder}: {loss}\nnext: {console.command('evaluate', folder)}",
     )
 
 

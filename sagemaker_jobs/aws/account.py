@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from neuron_sum import console
 from neuron_sum.errors import AwsError, MissingExtraError
 from sagemaker_jobs.aws.errors import (
     ASSUME_ROLE,
@@ -110,6 +111,19 @@ class Account:
             AwsError: If AWS does not accept the credentials.
         """
         return Ledger(self.site)
+
+    def command(self, *words: object, **options: object) -> str:
+        """A command of `neuron-sum aws` to suggest, for this region; the arguments are those of `console.command`."""
+        return console.command("aws", *words, **options, region=self.region)
+
+    def tail_command(self, group: str, *options: str) -> str:
+        """The command of the AWS CLI that prints a log group.
+
+        Args:
+            group: The log group.
+            options: Further options.
+        """
+        return " ".join(map(console.quote, ("aws", "logs", "tail", group, *options, "--region", self.region)))
 
     @property
     def partition(self) -> str:
@@ -291,11 +305,12 @@ class Account:
         if code in THROTTLED:
             return f"AWS is still busy after {ATTEMPTS} attempts: try again in a minute"
         if ASSUME_ROLE.search(message):
-            return "try again in a minute if the stack is new; `neuron-sum aws setup --check` compares its template"
+            compare = self.command("setup", check=True)
+            return f"try again in a minute if the stack is new; `{compare}` compares its template"
         if NO_IMAGE.search(message):
             return f"the image is not in {self.region}: use --image with one that is, or another --region"
         if code in DENIED and SETUP_CALL.match(what):
-            return "`neuron-sum aws iam --setup` prints the policy that the administrator needs"
+            return f"`{self.command('iam', setup=True)}` prints the policy that the administrator needs"
         if code in DENIED:
-            return "`neuron-sum aws iam` prints the policy that the caller needs"
+            return f"`{self.command('iam')}` prints the policy that the caller needs"
         return f"AWS error code: {code}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 
 EXPIRED = (
@@ -154,4 +154,4 @@ def add_cleanup_hint(error: AwsError, run: str, region: str) -> None:
     """Add to an error's hint the command that deletes the resources created so far."""
     if error.hint is None or "aws down" not in error.hint:
         hint = f"{error.hint}; " if error.hint else ""
-        error.hint = f"{hint}neuron-sum aws down {quote(run)} --region {quote(region)} deletes what was created"
+        error.hint = f"{hint}{command('aws', 'down', run, region=region)} deletes what was created"

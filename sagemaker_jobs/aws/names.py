@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 
 import regex
 
+from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 
 PREFIX = "neuron-sum"
@@ -200,11 +201,12 @@ def is_run_id(text: str) -> bool:
     return re.fullmatch(rf"[a-z0-9-]*{ENDS}", text) is not None
 
 
-def parse_run_id(text: str) -> str:
+def parse_run_id(text: str, region: str | None = None) -> str:
     """Resolve a run id from a run id or from a resource name as `aws status` prints it.
 
     Args:
         text: A run id, or the full name of a resource such as an endpoint.
+        region: The value of --region, for the hint.
 
     Raises:
         AwsError: If it is neither; a part of an id is not accepted, because several runs may have it.
@@ -215,5 +217,5 @@ def parse_run_id(text: str) -> str:
         return text
     raise AwsError(
         f"{text!r} is not a run: a run id ends like tiny-261121-2000-abcd",
-        "neuron-sum aws status lists the runs",
+        f"{command('aws', 'status', region=region)} lists the runs",
     )

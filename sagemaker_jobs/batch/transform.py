@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuron_sum import files
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import Run, last_attempt, run_prefix
@@ -68,7 +68,7 @@ def image_target(source: Source, instance: str) -> str:
     if source.target in registry.PUBLISHED:
         raise AwsError(
             f"{source.name} was packaged for the container {source.target}, which supports only endpoints",
-            f"Run `neuron-sum aws deploy {quote(source.name + ARCHIVE)} --image {quote(source.target)}`.",
+            f"Run `{command('aws', 'deploy', source.name + ARCHIVE, image=source.target)}`.",
         )
     return endpoint_sources.image_target(source, instance, None)
 

@@ -182,7 +182,8 @@ def _delete_objects(account: Account, keys: list[str]) -> int:
         raise AwsError(
             f"S3 did not delete {len(refused):,} of {len(keys):,} objects of s3://{bucket}, the first: "
             f"{first_error['Key']}: {first_error.get('Code')}, {first_error.get('Message')}",
-            "`neuron-sum aws iam` prints the policy that the caller needs; also check the bucket's policy and locks",
+            f"`{account.command('iam')}` prints the policy that the caller needs; also check the bucket's policy and "
+            "locks",
         )
     return versions
 

@@ -116,7 +116,7 @@ class Kind(ABC):
         if owner_of(thing.name) != thing.run or self.tagged_run(account, thing.name) != thing.run:
             raise Refused(
                 f"the ledger names {self.name} {thing.name}, which was not created by neuron-sum: kept",
-                "remove its line from the ledger, whose path `neuron-sum aws status` prints",
+                f"remove its line from the ledger, whose path `{account.command('status')}` prints",
                 NOT_CREATED,
             )
 

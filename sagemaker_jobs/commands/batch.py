@@ -87,7 +87,8 @@ def batch(
     address = job.request["TransformOutput"]["S3OutputPath"]
     text = (
         f"started {job.name}; it writes its answers to {address}\n"
-        f"next: neuron-sum aws status {run.id}; neuron-sum aws down {run.id} also removes its model"
+        f"next: {console.command('aws', 'status', run.id, region=stack.site.region)}; "
+        f"{console.command('aws', 'down', run.id, region=stack.site.region)} also removes its model"
     )
     candidates = Candidates(
         "transform-job",

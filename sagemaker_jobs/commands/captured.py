@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.launch.options import RegionOption
 
@@ -34,7 +33,7 @@ def captured(
     from sagemaker_jobs.endpoint import capture
     from sagemaker_jobs.stack.stack import require_stack
 
-    owner = Run(parse_run_id(run), "")
+    owner = Run(parse_run_id(run, region), "")
     if (redact is None) != unredacted:
         raise AwsError(
             "captured requests contain the texts of users",
@@ -69,5 +68,5 @@ def captured(
             "incomplete": fetched.incomplete,
         },
         f"copied {len(files)} files, {state}, to {output}; {where} in {address}",
-        *(f"next: neuron-sum watch {quote(folder)} --run RUN_FOLDER" for folder in [*variants.values()] or [output]),
+        *(f"next: {console.command('watch', folder, run='RUN_FOLDER')}" for folder in [*variants.values()] or [output]),
     )

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.launch.options import EveryOption, RegionOption, RunArgument
 
@@ -32,12 +31,13 @@ def down(
     from sagemaker_jobs.cleanup.registered import known_entries
     from sagemaker_jobs.commands import session, tables
 
-    run = None if run is None else parse_run_id(run)
+    run = None if run is None else parse_run_id(run, region)
     if run is not None and everything:
         raise AwsError(f"run {run!r} and --all cannot be combined", "Use one of them.")
     if run is None and not everything and not check:
         raise AwsError(
-            "missing argument RUN", "Run `neuron-sum aws down RUN`, or use --all for every run in this region."
+            "missing argument RUN",
+            f"Run `{console.command('aws', 'down', 'RUN', region=region)}`, or use --all for every run in this region.",
         )
     account = session.account_in(region, short_timeouts=True, every_s=every)
     if check or dry_run:
@@ -52,7 +52,7 @@ def down(
         }
         if check and remaining:
             listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-            raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}`.")
+            raise AwsError(f"resources remain: {listing}", f"Run `{account.command('down', run or '--all')}`.")
         shown = tables.resource_table(remaining, "would be removed") if remaining else "no resources remain"
         console.emit(report, shown, *map(str, stored), *(f"stays: {entry}" for entry in entries))
         return
@@ -67,7 +67,8 @@ def down(
     remaining = clearing.remaining_resources(account, run)
     if remaining:
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-        raise AwsError(f"resources remain: {listing}", f"Run `neuron-sum aws down {quote(run or '--all')}` again.")
+        again = account.command("down", run or "--all", artifacts=artifacts, captured=captured)
+        raise AwsError(f"resources remain: {listing}", f"Run `{again}` again.")
     kept = [each for each in stored if each not in deleted]
     console.emit(
         {

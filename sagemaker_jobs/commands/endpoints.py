@@ -1,6 +1,7 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -123,8 +124,8 @@ def deploy(
         if lifecycle.describe(reader, run.name("endpoint")) is not None:
             raise AwsError(
                 f"{run.id} already has an endpoint: {run.name('endpoint')}",
-                f"Extend it with `neuron-sum aws extend {run.id} --hours 2` or delete it with "
-                f"`neuron-sum aws down {run.id}`.",
+                f"Extend it with `{reader.command('extend', run.id, hours=2)}` or delete it with "
+                f"`{reader.command('down', run.id)}`.",
             )
         if not start.dry_run:
             attempt = rollback.clear_leftovers(reader, run, endpoint.PARTS)
@@ -172,12 +173,15 @@ def deploy(
     details, (launch, item, status) = result
     instance, hourly = item.price.instance if item.price else "", item.usd_per_hour / item.instances
     ends, address = launch.ends, f"sagemaker:{name}@{stack.site.region}"
-    target = f" --target-model {models[0].name}" if multi_model else ""
-    target += " --chat" if image == VLLM else ""
     captured = None if hosting.capture is None else captures.address(run, stack)
-    next_command = f"neuron-sum aws invoke {run.id} dialogue.txt{target}"
+    suggest = partial(console.command, "aws", region=stack.site.region)
+    target_model = models[0].name if multi_model else None
+    next_command = suggest("invoke", run.id, "dialogue.txt", target_model=target_model, chat=image == VLLM)
     if image == registry.ENDED:
-        next_command = f"aws sagemaker-runtime invoke-endpoint --endpoint-name {name}, with complete prompts as inputs"
+        next_command = (
+            f"aws sagemaker-runtime invoke-endpoint --endpoint-name {name} --region {stack.site.region}, with complete "
+            "prompts as inputs"
+        )
     console.emit(
         {
             **details,
@@ -199,7 +203,7 @@ def deploy(
         + (f", ${item.usd_per_hour:.2f} with all instances" if launch.later else ""),
         *([f"captured: {hosting.capture} % of requests, unredacted, in {captured}"] if captured else []),
         f"next: {next_command}",
-        f"      neuron-sum aws extend {run.id} --hours 2\n      neuron-sum aws down {run.id}",
+        f"      {suggest('extend', run.id, hours=2)}\n      {suggest('down', run.id)}",
     )
 
 
@@ -232,7 +236,7 @@ def extend(
     if found.status in (*lifecycle.FAILED, "Deleting"):
         raise AwsError(
             f"{found.name} is {found.status} and cannot be extended",
-            f"Run `neuron-sum aws down {found.run.id}` to remove the remaining resources.",
+            f"Run `{account.command('down', found.run.id)}` to remove the remaining resources.",
         )
     stack, current = require_stack(account), lifecycle.expiry_at(account, found.run)
     call = replace(endpoint.expiry(found.run, stack, hours=hours), late=None)
@@ -267,7 +271,7 @@ def extend(
     if now is None or now["EndpointStatus"] == "Deleting":
         raise AwsError(
             f"{found.name} was deleted while its expiry was being moved",
-            f"Run `neuron-sum aws deploy {found.run.id}` to deploy it again.",
+            f"Run `{account.command('deploy', found.run.id, hours=hours)}` to deploy it again.",
         )
     old_end_text = None if current is None else current.isoformat()
     console.emit(

@@ -63,7 +63,8 @@ def image(
             account.ledger.note("gone", "build", name, run.id)
             return built
 
-        detached = {"build": name}, f"started {name}\nnext: neuron-sum aws status {run.id} --follow"
+        follow_command = console.command("aws", "status", run.id, follow=True, region=stack.site.region)
+        detached = {"build": name}, f"started {name}\nnext: {follow_command}"
         candidates = Candidates("build", lambda *_: launch, follow, detached=detached)
         result = session.carry_out(candidates, account, start)
         if result is not None and account is not None:
@@ -93,7 +94,7 @@ def emit_built(account: "Account", build: dict[str, Any], seconds: float, detail
     if image is None:
         raise AwsError(
             f"{build['id']} succeeded, but {REPOSITORY} has no image {tag}",
-            f"Run `aws logs tail {BUILD_LOG_GROUP}`.",
+            f"Run `{account.tail_command(BUILD_LOG_GROUP)}`.",
         )
     month = image.size / 1e9 * ECR_USD_PER_GB_MONTH
     console.emit(
@@ -106,5 +107,5 @@ def emit_built(account: "Account", build: dict[str, Any], seconds: float, detail
         },
         f"built {image.uri} in {console.duration(seconds)}: {console.size(image.size)}, "
         f"${month:.2f} a month to store ({ECR_SOURCE})",
-        "neuron-sum aws down --all --artifacts also deletes the image",
+        f"{account.command('down', all=True, artifacts=True)} also deletes the image",
     )

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.launch.options import EndpointArgument, RegionOption
 
@@ -50,7 +49,7 @@ def invoke(
         if found.status not in lifecycle.ANSWERS:
             raise AwsError(
                 f"{found.name} does not answer requests: its status is {found.status}",
-                f"Run `neuron-sum aws status {quote(endpoint)}`.",
+                f"Run `{account.command('status', endpoint)}`.",
             )
         name, endpoint_region = found.name, account.region
     if target_model is not None:

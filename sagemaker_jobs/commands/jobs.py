@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.launch.options import JobOptions, StartOptions, TrainOptions, expand
 
@@ -72,7 +71,7 @@ def train(
             job,
             lambda ended: (
                 f"trained {run.id} in {console.duration(ended.seconds)}: {ended.model}\n"
-                f"next: neuron-sum aws compile {run.id}"
+                f"next: {console.command('aws', 'compile', run.id, region=stack.site.region)}"
             ),
         )
 
@@ -101,6 +100,7 @@ def compile_run(
     """Compile a trained run on SageMaker into the model.tar.gz that an endpoint loads."""
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import instance_types
+    from sagemaker_jobs.endpoint.sources import INSTANCES
     from sagemaker_jobs.jobs import compiling, inputs, requests, training
     from sagemaker_jobs.jobs.wheelhouse import wheels_for
 
@@ -132,17 +132,14 @@ def compile_run(
                 attempt=trained.attempt + failures,
             )
 
-        carry_out(
-            launch,
-            types,
-            account,
-            start,
-            job,
-            lambda ended: (
-                f"compiled {trained.run.id} for {target} in {console.duration(ended.seconds)}: {ended.model}\n"
-                f"next: neuron-sum aws deploy {quote(trained.run.id)}"
-            ),
-        )
+        def done(ended: "Job") -> str:
+            text = f"compiled {trained.run.id} for {target} in {console.duration(ended.seconds)}: {ended.model}"
+            if target not in INSTANCES:
+                return text
+            options = {"instance": INSTANCES[target], "region": stack.site.region}
+            return f"{text}\nnext: {console.command('aws', 'deploy', trained.run.id, **options)}"
+
+        carry_out(launch, types, account, start, job, done)
 
 
 def _image(job: JobOptions, account: "Account | None", stack: "Stack") -> str:
@@ -184,7 +181,8 @@ def carry_out(
 
     first = prepare(types[0], 0)
     name = first["training-job"].name
-    detached = {"job": name}, f"started {name}\nnext: neuron-sum aws status {quote(first.run.id)} --follow"
+    follow_command = console.command("aws", "status", first.run.id, follow=True, region=first.stack.site.region)
+    detached = {"job": name}, f"started {name}\nnext: {follow_command}"
     candidates = Candidates(
         "training-job",
         prepare,

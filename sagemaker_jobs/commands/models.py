@@ -94,7 +94,7 @@ def models(
             "models": [{"name": name, "bytes": item["Size"]} for name, item in existing.items()],
         },
         table,
-        f"next: neuron-sum aws invoke {target_run.id} dialogue.txt --target-model NAME",
+        f"next: {account.command('invoke', target_run.id, 'dialogue.txt', target_model='NAME')}",
     )
 
 
@@ -109,7 +109,7 @@ def _models_prefix(account: "Account", found: "Endpoint") -> str:
     if model.get("Mode") != "MultiModel":
         raise AwsError(
             f"{found.name} is not a multi-model endpoint",
-            "Create one with `neuron-sum aws deploy --multi-model SOURCE...`.",
+            f"Create one with `{account.command('deploy', 'SOURCE...', multi_model=True)}`.",
         )
     return bucket_and_key(model["ModelDataUrl"])[1]
 

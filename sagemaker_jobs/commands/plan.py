@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.launch.options import (
@@ -61,8 +60,16 @@ def plan(
     from sagemaker_jobs.cost import budget, lifetime, references
     from sagemaker_jobs.stack.stack import planned_stack
 
-    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
-    expected_hours, expected_from = _expected(expected_hours, projection, resolved, instance, instances)
+    changes = [*(overrides or []), *(sets or [])]
+    resolved = load_recipe(recipe, changes)
+    expected_hours, expected_from = _expected(
+        expected_hours,
+        projection,
+        resolved,
+        instance,
+        instances,
+        console.command("preflight", recipe, *changes, json=True),
+    )
     account = None if offline else session.account_or_none(region)
     site = session.offline_context(region) if account is None else account.site
     stack = planned_stack(site)
@@ -95,7 +102,17 @@ def plan(
     for used in (instance, *([endpoint_instance] if endpoint_hours else [])):
         if driver := sagemaker_driver(used, PLATFORMS[0].drivers):
             console.warn(driver)
-    next_command = f"next: neuron-sum aws train {quote(recipe)} --instance {quote(instance)} --max-hours {max_hours:g}"
+    next_command = console.command(
+        "aws",
+        "train",
+        recipe,
+        *changes,
+        instance=instance,
+        instances=instances if instances > 1 else None,
+        max_hours=max_hours,
+        max_usd=max_usd,
+        region=site.region,
+    )
     basis = [f"expected: {expected_from}"] if expected_from else []
     console.emit(
         result,
@@ -105,12 +122,12 @@ def plan(
         tables.comparison_table(alternatives, "the same on other instances"),
         tables.comparison_table(published, "published costs"),
         *extra,
-        next_command,
+        f"next: {next_command}",
     )
 
 
 def _expected(
-    hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int
+    hours: float | None, projection: Path | None, recipe: "Recipe", instance: str, instances: int, preflight: str
 ) -> tuple[float | None, str | None]:
     """The expected hours of a training from the options, and the source of that number."""
     from sagemaker_jobs.cost.expected import training_hours
@@ -119,4 +136,4 @@ def _expected(
         return hours, None if hours is None else "--expected-hours"
     if hours is not None:
         raise AwsError("--expected-hours and --projection cannot be combined", "Use one of them.")
-    return training_hours(projection, recipe, instance, instances)
+    return training_hours(projection, recipe, instance, instances, preflight)

@@ -87,12 +87,16 @@ def receipt(
         steps = AwsActions(account, record, output, plans, device_size, device_hours, every, wheelhouse)
         actions = Actions(steps.perform, steps.resume, steps.remove, steps.read_bill)
         runner = Runner(file, record, account, plans, max_usd, actions)
-        again = (
-            f"neuron-sum aws receipt --resume --output {console.quote(output)} --region {account.region} "
-            f"--max-usd {console.quote(max_usd)} --device-size {console.quote(device_size)} "
-            f"--device-hours {console.quote(device_hours)}"
+        again = account.command(
+            "receipt",
+            resume=True,
+            output=output,
+            max_usd=max_usd,
+            device_size=device_size,
+            device_hours=device_hours,
+            wheelhouse=wheelhouse,
+            offline=offline,
         )
-        again += f" --wheelhouse {console.quote(wheelhouse)}" if wheelhouse is not None else ""
         try:
             runner.run()
         except KeyboardInterrupt:
@@ -187,7 +191,8 @@ def _emit(output: Path, record: "Record", runner: "Runner", again: str) -> None:
     if DOWN in failed and record.results[DOWN].cells["nothing left"].state == "failed":
         raise AwsError(
             f"resources may remain: {record.results[DOWN].cells['nothing left'].text}",
-            "Run `neuron-sum aws status`, then `neuron-sum aws down RUN`.",
+            f"Run `{console.command('aws', 'status', region=record.region)}`, then "
+            f"`{console.command('aws', 'down', 'RUN', region=record.region)}`.",
         )
     if failed:
         raise AwsError(f"steps with a failed cell: {', '.join(failed)}", f"Repeat them with `{again} --retry`.")

@@ -53,7 +53,7 @@ def register(
     model = sources.find_source(source, reader, stack)
     stack.check_readable([model.address_in(stack)])
     model = sources.inspected(model, reader)
-    instance = instance or ("ml.c7i.4xlarge" if model.target == "cpu" else "ml.inf2.xlarge")
+    instance = instance or sources.INSTANCES.get(model.target or "", sources.INSTANCES["inf2"])
     target = sources.image_target(model, instance, image)
     pinned = images.pin(reader, stack, image_uri_of(image, target, reader, stack.site))
     registration = registry.Registration(
@@ -90,5 +90,5 @@ def register(
         },
         f"registered {name} version {package['ModelPackageVersion']}: {package['ModelApprovalStatus']}",
         f"files: {address}",
-        f"next: neuron-sum aws deploy {console.quote(f'{address}model.tar.gz')} --instance {console.quote(instance)}",
+        f"next: {account.command('deploy', f'{address}model.tar.gz', instance=instance, image=image)}",
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 from sagemaker_jobs.launch.options import RequestsOption, WheelhouseOption
@@ -49,16 +48,22 @@ def rehearse(
             f"--instance {instance} has Neuron devices, but a rehearsal runs on the CPU",
             "Omit --instance; to check what depends on the devices, run `neuron-sum preflight RECIPE`.",
         )
-    resolved = load_recipe(recipe, [*(overrides or []), *(sets or [])])
+    changes = [*(overrides or []), *(sets or [])]
+    resolved = load_recipe(recipe, changes)
+
+    def again(*further: str) -> str:
+        options = {"wheelhouse": wheelhouse, "keep_files": keep_files, "no_namespace": no_namespace, "dry_run": dry_run}
+        return console.command("aws", "rehearse", recipe, *changes, *further, instance=instance, **options)
+
     if "mlflow" in resolved.train.report_to:
         raise AwsError(
             "train.report_to contains mlflow, but a rehearsal has no network",
-            f'Run `neuron-sum aws rehearse {quote(recipe)} "train.report_to=[]"`.',
+            f"Run `{again('train.report_to=[]')}`.",
         )
     if resolved.train.backend == "neuron":
         raise AwsError(
             f"{resolved.name} has train.backend=neuron, which requires Neuron devices",
-            f"Run `neuron-sum aws rehearse {quote(recipe)} train.backend=torch` to rehearse the rest.",
+            f"Run `{again('train.backend=torch')}` to rehearse the rest.",
         )
     if dry_run:
         _print_requests(resolved, instance, wheelhouse)
@@ -75,7 +80,7 @@ def rehearse(
         stage = rehearsal.stages[-1].name if rehearsal.stages else "the start"
         raise Interrupted(
             f"stopped while rehearsing {stage}; {rehearsal.count_processes()} of its processes still run; {kept_text}",
-            f"Run `neuron-sum aws rehearse {quote(recipe)}` to start again.",
+            f"Run `{again()}` to start again.",
         ) from None
     finally:
         _clean_up(rehearsal, keep=keep_files is not None)
@@ -92,7 +97,7 @@ def rehearse(
         },
         *_tables(rehearsal),
         f"rehearsed {resolved.name} in {console.duration(time.monotonic() - begun)}; {kept_text}",
-        f"next: neuron-sum aws plan {quote(recipe)}",
+        f"next: {console.command('aws', 'plan', recipe, *changes)}",
     )
 
 

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity, Refused, add_cleanup_hint, is_shortage
@@ -208,25 +207,21 @@ def hint_at_follow(run: str, what: str, region: str, ends: Callable[[], str] | N
         region: The region of the resource.
         ends: Returns when AWS deletes an endpoint, which is not followed again.
     """
+    status = console.command("aws", "status", run, follow=ends is None, region=region)
+    down = console.command("aws", "down", run, region=region)
     try:
         yield
     except KeyboardInterrupt:
         billed = "keeps running and is billed" if ends is None else f"is billed, and {ends()}"
-        look = f"Inspect it with `neuron-sum aws status {quote(run)}`"
-        if ends is None:
-            look = f"Follow it with `neuron-sum aws status {quote(run)} --follow`"
+        look = "Inspect" if ends is not None else "Follow"
         raise Interrupted(
             f"stopped waiting for {what}; if it has started, it {billed}",
-            f"{look} or stop it with `neuron-sum aws down {quote(run)}`.",
+            f"{look} it with `{status}` or stop it with `{down}`.",
         ) from None
     except LostContact as error:
         if ends is None:
             hint = f"{error.hint}; " if error.hint else ""
-            error.hint = (
-                f"{hint}{what} keeps running and is billed: follow it with "
-                f"`neuron-sum aws status {quote(run)} --follow --region {quote(region)}` or stop it with "
-                f"`neuron-sum aws down {quote(run)} --region {quote(region)}`"
-            )
+            error.hint = f"{hint}{what} keeps running and is billed: follow it with `{status}` or stop it with `{down}`"
         raise
 
 

@@ -96,7 +96,7 @@ def setup(
         f"the stack {NAME} in {account.region}: {outcome}",
         *(f"{key}: {value}" for key, value in given.items()),
         f"bucket: {account.site.bucket}",
-        "next: neuron-sum aws iam prints the policy of its users; neuron-sum aws image --target cpu",
+        f"next: {account.command('iam')} prints the policy of its users; {account.command('image', target='cpu')}",
     )
 
 
@@ -122,11 +122,11 @@ def _check(account: "Account", settings: Settings) -> None:
 
     described = describe(account)
     if described is None:
-        raise AwsError(f"no stack {NAME} in {account.region}", f"Run `{lifecycle.command(account)}`.")
+        raise AwsError(f"no stack {NAME} in {account.region}", f"Run `{account.command('setup')}`.")
     if found := lifecycle.differences(account, described, settings):
         raise AwsError(
             f"the stack {NAME} in {account.region} differs: {'; '.join(found)}",
-            f"Run `{lifecycle.command(account)}` to update it.",
+            f"Run `{account.command('setup')}` to update it.",
         )
     console.emit(
         {"stack": NAME, "region": account.region, "parameters": parameters_of(described)},
@@ -145,7 +145,7 @@ def _delete(account: "Account", *, artifacts: bool, dry_run: bool) -> None:
 
     if remaining := down.remaining_resources(account, None):
         listing = ", ".join(f"{item.kind} {item.name}" for item in remaining)
-        raise AwsError(f"resources still use the stack: {listing}", "Run `neuron-sum aws down --all` first.")
+        raise AwsError(f"resources still use the stack: {listing}", f"Run `{account.command('down', all=True)}` first.")
     now = datetime.now(timezone.utc)
     since, until = ((now - age).isoformat(timespec="milliseconds") for age in (ROLE_IN_USE, timedelta()))
     gone = [entry for entry in account.ledger.entries() if entry.kind == "endpoint" and entry.event == "gone"]
@@ -155,7 +155,7 @@ def _delete(account: "Account", *, artifacts: bool, dry_run: bool) -> None:
             "its role",
             "Run the command again in a few minutes.",
         )
-    again = lifecycle.command(account, "--delete", *(["--artifacts"] if artifacts else []))
+    again = account.command("setup", delete=True, artifacts=artifacts)
     report: dict[str, Any] = {"stack": NAME, "region": account.region}
     entries = [str(entry) for entry in known_entries(account)]
     if dry_run:
@@ -177,7 +177,7 @@ def _delete(account: "Account", *, artifacts: bool, dry_run: bool) -> None:
         *(f"kept: {each}" for each in kept),
         *(f"stays: {entry}" for entry in entries),
         *(
-            [f"`{lifecycle.command(account, '--delete', '--artifacts')}` deletes the contents"]
+            [f"`{account.command('setup', delete=True, artifacts=True)}` deletes the contents"]
             if kept and not artifacts
             else []
         ),

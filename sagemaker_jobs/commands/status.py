@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuron_sum import console
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.names import EXPIRY_QUEUE
 from sagemaker_jobs.launch.options import EveryOption, RegionOption, RunArgument
@@ -42,7 +41,7 @@ def status(
     from sagemaker_jobs.jobs import follow as following
     from sagemaker_jobs.jobs import training
 
-    run = None if run is None else parse_run_id(run)
+    run = None if run is None else parse_run_id(run, region)
     if dry_run:
         reads = [*OTHER_READS, *(read for kind in KINDS.values() for read in kind.reads)]
         requests = [{"service": service, "operation": operation} for service, operation in reads]
@@ -51,7 +50,9 @@ def status(
     account = session.account_in(region, short_timeouts=not follow, every_s=every)
     if follow:
         if run is None:
-            raise AwsError("missing argument RUN for --follow", "Run `neuron-sum aws status RUN --follow`.")
+            raise AwsError(
+                "missing argument RUN for --follow", f"Run `{account.command('status', 'RUN', follow=True)}`."
+            )
         if run.startswith("image-") and (build := builds.of_run(account, run)) is not None:
             with session.hint_at_follow(run, build, account.region):
                 finished, seconds = builds.follow(account, build)
@@ -60,7 +61,7 @@ def status(
         name, kind = training.last_job(account, run)
         with session.hint_at_follow(run, name, account.region):
             job = following.follow(account, name, kind=kind)
-        next_step = f"neuron-sum aws down {quote(run)} removes the run's remaining resources"
+        next_step = f"{account.command('down', run)} removes the run's remaining resources"
         console.emit(
             {
                 "run": run,
@@ -82,7 +83,7 @@ def status(
     for item, since in overdue:
         console.warn(
             f"{item.name} should have been deleted at {since:%Y-%m-%d %H:%M} UTC and is still billed; "
-            f"run `neuron-sum aws down {quote(item.run or item.name)}`"
+            f"run `{account.command('down', item.run or item.name)}`"
         )
     rejected = _rejected(account, {item.name for item in ours if item.kind == "schedule"})
     per_hour = sum(item.usd_per_hour or 0.0 for item in [*ours, *others])
@@ -118,6 +119,7 @@ def status(
 
 def _rejected(account: "Account", schedules: set[str]) -> dict[str, str]:
     """Warn about schedules whose calls AWS rejects; return the reason by the schedule's name."""
+    from sagemaker_jobs.aws.names import run_of
     from sagemaker_jobs.launch.schedules import rejected_calls
 
     try:
@@ -129,6 +131,6 @@ def _rejected(account: "Account", schedules: set[str]) -> dict[str, str]:
     for name, reason in reasons.items():
         console.warn(
             f"AWS rejected calls of the schedule {name}: {reason} (the queue {EXPIRY_QUEUE} has {count} rejected "
-            "calls; if the resource is gone, `neuron-sum aws down` deletes its schedule)"
+            f"calls; if the resource is gone, `{account.command('down', run_of(name) or name)}` deletes its schedule)"
         )
     return reasons

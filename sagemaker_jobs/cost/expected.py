@@ -11,7 +11,9 @@ from neuron_sum.recipes.schema import Recipe
 NOT_INCLUDED = "without downloads, compiling and saving"
 
 
-def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) -> tuple[float | None, str]:
+def training_hours(
+    report: Path, recipe: Recipe, instance: str, instances: int, preflight: str
+) -> tuple[float | None, str]:
     """Return the projected time of all epochs or steps, scaled from the preflight's epoch to the given instances.
 
     Args:
@@ -19,6 +21,7 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
         recipe: The recipe to train, whose name must be that in the report.
         instance: The instance type.
         instances: The number of instances.
+        preflight: The command that prints a report of this recipe, for errors.
 
     Returns:
         The hours, or None if the preflight has no projection, or the instance has no NeuronCores; and the assumptions,
@@ -27,7 +30,7 @@ def training_hours(report: Path, recipe: Recipe, instance: str, instances: int) 
     Raises:
         AwsError: If the file is not a preflight report, or is for another recipe.
     """
-    remedy = f"run neuron-sum preflight {quote(recipe.name)} --json > {quote(report)}"
+    remedy = f"run {preflight} > {quote(report)}"
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
         name, epoch = content["recipe"], content["training"]

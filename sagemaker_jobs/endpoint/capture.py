@@ -72,7 +72,7 @@ def check_lifecycle(account: Account, stack: Stack) -> None:
         raise AwsError(
             f"the bucket {stack.bucket} has no lifecycle rule that deletes {' and '.join(missing)} of {CAPTURED} after "
             f"{CAPTURE_DAYS} days or less",
-            f"run neuron-sum aws setup --region {account.region}; if it changes nothing, add the rule yourself "
+            f"run {account.command('setup')}; if it changes nothing, add the rule yourself "
             "(docs/aws.md, Captured requests)",
         )
 

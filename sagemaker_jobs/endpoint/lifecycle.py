@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
@@ -75,8 +74,8 @@ def find(account: Account, run_or_name: str) -> Endpoint:
         return Endpoint(found, Run(values.get(RUN_TAG, ""), values.get(RECIPE_TAG, "")))
     raise AwsError(
         f"no endpoint of {run_or_name!r} in {account.region}: it was never created, or it has expired",
-        "Run `neuron-sum aws status` to list the resources, or "
-        f"`neuron-sum aws deploy {quote(run_or_name)}` to deploy.",
+        f"Run `{account.command('status')}` to list the resources, or "
+        f"`{account.command('deploy', run_or_name)}` to deploy.",
     )
 
 
@@ -89,7 +88,8 @@ def find_ours(account: Account, run_or_name: str) -> Endpoint:
     found = find(account, run_or_name)
     if not found.run.id or not found.name.startswith(f"{PREFIX}-"):
         raise AwsError(
-            f"{found.name} was not created by neuron-sum", "Run `neuron-sum aws status` to list its resources."
+            f"{found.name} was not created by neuron-sum",
+            f"Run `{account.command('status')}` to list its resources.",
         )
     return found
 
@@ -109,7 +109,7 @@ def wait(account: Account, name: str, *, price: Price | None, instances: int) ->
     """
     gone = AwsError(
         f"{name} was deleted before it was in service",
-        "Check whether it expired or somebody ran `neuron-sum aws down`.",
+        "Check whether it expired or somebody deleted it.",
     )
 
     def read() -> tuple[dict[str, Any], State]:
@@ -124,7 +124,7 @@ def wait(account: Account, name: str, *, price: Price | None, instances: int) ->
         raise gone
     if state.text in FAILED:
         reason = " ".join(str(endpoint.get("FailureReason", "")).split()) or "AWS reports no reason"
-        tail = f"Run `aws logs tail {quote(f'{ENDPOINT_LOGS}{name}')}`."
+        tail = f"Run `{account.tail_command(f'{ENDPOINT_LOGS}{name}')}`."
         failed = EndpointFailed(*explained(f"{name} failed: {reason}", reason, log, tail))
         failed.shortage = is_shortage(reason)
         raise failed
@@ -156,7 +156,7 @@ def most_instances(account: Account, endpoint: Endpoint) -> tuple[str, int]:
         raise AwsError(
             f"{endpoint.name} has the variants {', '.join(variants)} on {', '.join(sorted(types))}, but neuron-sum "
             f"creates {VARIANT} and at most {SHADOW}, on one type",
-            "Change the configuration back, or delete the endpoint with `neuron-sum aws down`.",
+            f"Change the configuration back, or delete the endpoint with `{account.command('down', endpoint.run.id)}`.",
         )
     found = account.call(
         "application-autoscaling", "describe_scalable_targets", ResourceIds=[scaling_target(endpoint.run)], **SCALING

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from neuron_sum import console, files
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.errors import ArtifactError, AwsError, reading
 from neuron_sum.platform.containers import CONTAINERS, ENVIRONMENT_FILE
 from sagemaker_jobs.aws.account import Account
@@ -29,6 +29,8 @@ ARCHIVES = "archives"
 MANIFEST, PROPERTIES = "artifact/manifest.json", "serving.properties"
 """Files in an archive that `neuron-sum package` writes."""
 
+INSTANCES = {"cpu": "ml.c7i.4xlarge", "inf2": "ml.inf2.xlarge"}
+"""The smallest usual instance type of an endpoint, by the target of its model."""
 PACKAGE = "Run `neuron-sum package ARTIFACT` to create an archive."
 ENDED_HANDLER = "djl_python.transformers_neuronx"
 """The handler of the last DJL container with Neuron, as written by `package --container`."""
@@ -70,6 +72,7 @@ class Source:
         run: The run that compiled the model; None for an archive.
         environment: The variables that the archive's container needs.
         record: The manifest in the archive, or the record of its container; empty if the archive was not read.
+        region: The region of the run.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Source:
     run: Run | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    region: str | None = None
 
     def address_in(self, stack: Stack) -> str:
         """The S3 address of the model, once it is uploaded."""
@@ -116,7 +120,7 @@ def find_source(text: str, account: Account | None, stack: Stack) -> Source:
     if path.is_dir():
         raise AwsError(
             f"{path} is a folder, not an archive",
-            f"Run `neuron-sum package {quote(path)}`, then deploy its model.tar.gz.",
+            f"Run `{command('package', path)}`, then deploy its model.tar.gz.",
         )
     if path.is_file():
         channel = Channel(ARCHIVES, {"model" + ARCHIVE: path})
@@ -135,7 +139,7 @@ def find_source(text: str, account: Account | None, stack: Stack) -> Source:
     run = training.find_run(account, location)
     job = training.newest(account, run, "compile")
     compiled_for = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
-    return Source(name or location, compiled_for, job.model, run=run)
+    return Source(name or location, compiled_for, job.model, run=run, region=account.region)
 
 
 def inspected(source: Source, account: Account | None) -> Source:
@@ -264,12 +268,13 @@ def image_target(source: Source, instance: str, image: str | None) -> str:
         raise AwsError(f"{source.name} was packaged for another container", remedy)
     needs = "inf2" if requested or packaged else source.target or offers
     if needs != offers:
-        fitting = {"cpu": "--instance ml.c7i.4xlarge", "inf2": "--instance ml.inf2.xlarge"}.get(needs)
-        command = "compile RUN" if source.run is None else f"aws compile {source.run.id}"
-        recompile = f"`neuron-sum {command} --target {offers}` to compile for this instance"
+        recompile = command("compile", "RUN", target=offers)
+        if source.run is not None:
+            recompile = command("aws", "compile", source.run.id, target=offers, region=source.region)
+        recompile = f"`{recompile}` to compile for this instance"
         raise AwsError(
             f"{source.name} was compiled for {needs}, but {instance} is for {offers}",
-            f"Use {fitting}, or run {recompile}." if fitting else f"Run {recompile}.",
+            f"Use --instance {INSTANCES[needs]}, or run {recompile}." if needs in INSTANCES else f"Run {recompile}.",
         )
     return requested or offers
 

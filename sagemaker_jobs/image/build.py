@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.errors import BUILD_ELSEWHERE
 from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, PROJECT, Run, inputs_prefix
@@ -49,15 +50,15 @@ def context(target: str, existing: Path | None, scratch: Path) -> Channel:
     """
     folder = existing or scratch / "context"
     if existing is None:
-        command = [sys.executable, "-m", "neuron_sum", "dockerfile", "--target", target, "--output", str(folder)]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = [sys.executable, "-m", "neuron_sum", "dockerfile", "--target", target, "--output", str(folder)]
+        finished = subprocess.run(words, capture_output=True, text=True, check=False)
         if finished.returncode:
             raise AwsError(
                 f"writing the build context failed: {' '.join(finished.stderr.split())[:400]}",
                 "Use --context FOLDER with a folder that `neuron-sum dockerfile` wrote elsewhere.",
             )
     if not (folder / "Dockerfile").is_file():
-        raise AwsError(f"{folder} has no Dockerfile", f"Run `neuron-sum dockerfile --target {target} --output FOLDER`.")
+        raise AwsError(f"{folder} has no Dockerfile", f"Run `{command('dockerfile', target=target, output='FOLDER')}`.")
     context_files = (path for path in folder.rglob("*") if path.is_file())
     return Channel(SOURCE, {path.relative_to(folder).as_posix(): path for path in context_files})
 

@@ -4,7 +4,6 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-from neuron_sum.console import quote
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
@@ -40,7 +39,7 @@ def started(account: Account, run: str) -> str:
         if found is not None:
             return found
         time.sleep(account.every_s)
-    raise AwsError(f"CodeBuild lists no build of {run}", f"Run `neuron-sum aws status {quote(run)}`.")
+    raise AwsError(f"CodeBuild lists no build of {run}", f"Run `{account.command('status', run)}`.")
 
 
 def follow(account: Account, identity: str, *, price: Price | None = None) -> tuple[dict[str, Any], float]:
@@ -62,7 +61,7 @@ def follow(account: Account, identity: str, *, price: Price | None = None) -> tu
     def read() -> tuple[dict[str, Any], State]:
         found = account.call("codebuild", "batch_get_builds", ids=[identity])["builds"]
         if not found:
-            raise AwsError(f"no build {identity} in {account.region}", "Run `neuron-sum aws status`.")
+            raise AwsError(f"no build {identity} in {account.region}", f"Run `{account.command('status')}`.")
         [build] = found
         text, logs = f"{build.get('currentPhase', 'SUBMITTED')} ({build['buildStatus']})", build.get("logs") or {}
         passed = (build.get("endTime") or datetime.now(timezone.utc)) - build["startTime"]
@@ -82,5 +81,7 @@ def follow(account: Account, identity: str, *, price: Price | None = None) -> tu
     ]
     reasons = [*([WHY[status]] if status in WHY else []), *messages]
     reason = " ".join("; ".join(reasons).split()) or "CodeBuild reports no reason"
-    tail = f"Run `aws logs tail {log.group} --log-stream-names {log.prefix}`." if log else "The build has no log."
+    tail = "The build has no log."
+    if log:
+        tail = f"Run `{account.tail_command(log.group, '--log-stream-names', log.prefix)}`."
     raise AwsError(*explained(f"{build['projectName']} {status}: {reason:.600}", reason, log, tail))

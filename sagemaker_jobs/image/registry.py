@@ -98,7 +98,7 @@ def newest_image(account: Account, target: str) -> str:
     if not found:
         raise AwsError(
             f"no serving image for {target} in {account.region}: the repository {PREFIX} has no tag {target}-…",
-            f"Run `neuron-sum aws image --target {target}`, or use --image URI.",
+            f"Run `{account.command('image', target=target)}`, or use --image URI.",
         )
     return image_uri(account.site, max(found)[1])
 
@@ -141,7 +141,8 @@ def pin(account: Account | None, stack: Stack, uri: str) -> str:
         reasons = [each["failureReason"] for each in (answer or {}).get("failures", []) if "failureReason" in each]
         raise AwsError(
             f"the image {uri} was not found{''.join(f': {reason}' for reason in reasons)}",
-            "Run `neuron-sum aws image` to build one, or use --image with an image of this registry.",
+            f"Run `{account.command('image', target='TARGET')}` to build one, or use --image with an image of this "
+            "registry.",
         )
     return f"{match.group()}@{answer['images'][0]['imageId']['imageDigest']}"
 

@@ -10,8 +10,10 @@ from neuron_sum.platform.prices import Price
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity, is_shortage
 from sagemaker_jobs.aws.logs import Log, State, explained, watch
+from sagemaker_jobs.aws.names import Run, owner_of, run_prefix
 from sagemaker_jobs.cleanup.kinds import TRAINING, JobKind
 from sagemaker_jobs.cleanup.rollback import roll_back
+from sagemaker_jobs.jobs.requests import TRAINED
 from sagemaker_jobs.launch.start import Launch
 
 ENDED = ("Completed", "Failed", "Stopped")
@@ -21,13 +23,6 @@ VERIFY = "--verify="
 
 DATA_LOG = "[sagemaker logs]:"
 """Start of SageMaker's messages about a transform's records, in the log stream whose name ends with data-log."""
-
-AGAIN = {
-    "train": "Run `neuron-sum aws train RECIPE --resume RUN` to continue from its last checkpoint.",
-    "compile": "Run `neuron-sum aws compile RUN` to continue; finished graphs are not compiled again.",
-    "batch": "Run `neuron-sum aws batch SOURCE INPUT` again with a larger --max-hours.",
-}
-"""Hints for a job that was stopped, by its stage."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +146,12 @@ def follow(
         account.ledger.note("gone", kind.name, name, launch.run.id)
         roll_back(account, launch)
     if job.status != "Completed":
-        raise _unsuccessful(job, log)
+        raise _unsuccessful(account, job, log)
     return job
 
 
-def _unsuccessful(job: Job, log: Log | None) -> AwsError:
+def _unsuccessful(account: Account, job: Job, log: Log | None) -> AwsError:
     reason = " ".join(str(job.described.get("FailureReason", "")).split())
-    stage, hint = re.search(r"-([a-z]+)(-\d+)?$", job.name), None
     # A job that ran is not repeated: the cost of all attempts could exceed the maximum.
     if not job.started and (is_shortage(reason) or job.stage == "MaxWaitTimeExceeded"):
         return NoCapacity(
@@ -167,11 +161,29 @@ def _unsuccessful(job: Job, log: Log | None) -> AwsError:
     if job.status == "Stopped":
         limits = {"MaxRuntimeExceeded": "its maximum run time", "MaxWaitTimeExceeded": "its maximum wait"}
         why = reason or limits.get(job.stage, "a request to stop")
-        message, hint = f"{job.name} was stopped by {why} before it completed", AGAIN.get(stage[1]) if stage else None
-        return AwsError(explained(message, reason, log, "")[0], hint)
-    tail = f"Run `aws logs tail {job.kind.log_group} --log-stream-name-prefix {job.name}/`."
+        message = f"{job.name} was stopped by {why} before it completed"
+        return AwsError(explained(message, reason, log, "")[0], _again(account, job))
+    tail = f"Run `{account.tail_command(job.kind.log_group, '--log-stream-name-prefix', f'{job.name}/')}`."
     message, hint = explained(f"{job.name} failed: {reason or 'AWS reports no reason'}", reason, log, tail)
     records = [line for line in (log.lines if log else []) if DATA_LOG in line and "rror" in line]
     if records:
         message += f"; {len(records)} records failed; the first: {records[0].partition(DATA_LOG)[2].strip():.300}"
     return AwsError(message, hint)
+
+
+def _again(account: Account, job: Job) -> str | None:
+    """The hint for a job that was stopped."""
+    stage, run = re.search(r"-([a-z]+)(-\d+)?$", job.name), owner_of(job.name)
+    if stage is None or run is None:
+        return None
+    if stage[1] == "train":
+        again = account.command("train", "RECIPE", resume=run)
+        return f"Run `{again}` with the same recipe to continue from its last checkpoint."
+    if stage[1] == "compile":
+        target = dict(zip(job.arguments, job.arguments[1:], strict=False)).get("--target")
+        source = run if f"/{run_prefix(Run(run, ''))}" in job.channels.get(TRAINED, "") else "SOURCE"
+        again = account.command("compile", source, target=target)
+        return f"Run `{again}` with the same changes to continue; finished graphs are not compiled again."
+    if stage[1] == "batch":
+        return f"Run `{account.command('batch', 'SOURCE', 'INPUT')}` again with a larger --max-hours."
+    return None

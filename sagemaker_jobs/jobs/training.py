@@ -193,8 +193,8 @@ def next_attempt(account: Account, run: Run, stage: str = "train") -> int:
         if running := jobs_of(account, run, stage, StatusEquals=status):
             raise AwsError(
                 f"{running[0]} is {status} and writes to the checkpoints that another {stage} job of {run.id} needs",
-                f"Wait for it with `neuron-sum aws status {run.id} --follow` or stop it with "
-                f"`neuron-sum aws down {run.id}`.",
+                f"Wait for it with `{account.command('status', run.id, follow=True)}` or stop it with "
+                f"`{account.command('down', run.id)}`.",
             )
     return last_attempt(jobs_of(account, run, stage)) + 1
 
@@ -224,10 +224,10 @@ def newest(account: Account, run: Run, stage: str) -> Job:
         return describe(account, names[0])
     others = len(jobs_of(account, run, stage))
     found = f"none of its {others} jobs has completed" if others else "the run has no such job"
-    argument = "RECIPE" if stage == "train" else run.id
+    again = account.command("train", "RECIPE", resume=run.id) if stage == "train" else account.command(stage, run.id)
     raise AwsError(
         f"no completed {stage} job of run {run.id}: {found}",
-        f"Run `neuron-sum aws {stage} {argument}`, or follow a job with `neuron-sum aws status {run.id} --follow`.",
+        f"Run `{again}`, or follow a job with `{account.command('status', run.id, follow=True)}`.",
     )
 
 
@@ -245,7 +245,8 @@ def last_job(account: Account, run_id: str) -> tuple[str, JobKind]:
     ]
     if not found:
         raise AwsError(
-            f"no job of a run {run_id!r} in {account.region}", "Run `neuron-sum aws status` to list the resources."
+            f"no job of a run {run_id!r} in {account.region}",
+            f"Run `{account.command('status')}` to list the resources.",
         )
     _, name, kind = max(found, key=lambda job: job[:2])
     return name, kind
@@ -265,4 +266,6 @@ def find_run(account: Account, run_id: str) -> Run:
         values = {tag["Key"]: tag["Value"] for tag in found}
         if values.get(RUN_TAG) == run_id:
             return Run(run_id, values.get(RECIPE_TAG, ""))
-    raise AwsError(f"no run {run_id!r} in {account.region}", "Run `neuron-sum aws status` to list the resources.")
+    raise AwsError(
+        f"no run {run_id!r} in {account.region}", f"Run `{account.command('status')}` to list the resources."
+    )

@@ -46,7 +46,7 @@ def deploy(account: Account, settings: Settings) -> tuple[str, dict[str, str]]:
             another `aws setup` changes the stack at the same time.
     """
     settings.given(account.site)
-    again = command(account)
+    again = account.command("setup")
     described = settled(account, again)
     status = None if described is None else described["StackStatus"]
     if status == "UPDATE_ROLLBACK_FAILED":
@@ -112,11 +112,6 @@ def request_of(site: AwsContext, parameters: Mapping[str, str]) -> Request:
         "Capabilities": ["CAPABILITY_NAMED_IAM"],
         "ClientRequestToken": f"{NAME}-{secrets.token_hex(6)}",
     }
-
-
-def command(account: Account, *options: str) -> str:
-    """Return the command that repeats a setup, for hints; settings are kept without their options."""
-    return " ".join(("neuron-sum aws setup", *options, "--region", account.region))
 
 
 def settled(account: Account, again: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from neuron_sum.console import quote
+from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 from neuron_sum.platform.matrix import REGISTRY_ACCOUNTS
 from sagemaker_jobs.aws.account import Account
@@ -103,7 +103,7 @@ class Stack:
                 neuron-sum/registry/, nor in `reads` or `writes`.
         """
         ours = [f"{self.bucket}/{PREFIX}/{folder}/" for folder in ("inputs", "runs", "registry")]
-        self._check(addresses, (*ours, *self.reads, *self.writes), "read", "--reads")
+        self._check(addresses, (*ours, *self.reads, *self.writes), "read", "reads")
 
     def check_writable(self, address: str) -> None:
         """Reject an S3 address that the role of jobs may not write.
@@ -111,7 +111,7 @@ class Stack:
         Raises:
             AwsError: If the address is neither in the bucket below neuron-sum/cache/ nor in `writes`.
         """
-        self._check([address], (f"{self.bucket}/{PREFIX}/cache/", *self.writes), "write", "--writes")
+        self._check([address], (f"{self.bucket}/{PREFIX}/cache/", *self.writes), "write", "writes")
 
     def check_mlflow(self, server: str) -> None:
         """Reject an MLflow tracking server that the role of jobs may not report to.
@@ -122,8 +122,11 @@ class Stack:
         if self.known and server not in self.mlflow_servers:
             raise AwsError(
                 f"neuron-sum's roles may not report to {server}; allowed: {', '.join(self.mlflow_servers) or 'none'}",
-                f"run neuron-sum aws setup --mlflow {quote(server)}, with the servers already allowed",
+                f"run {self._setup(mlflow=server)}, with the servers already allowed",
             )
+
+    def _setup(self, **options: str) -> str:
+        return command("aws", "setup", **options, region=self.site.region)
 
     def _check(self, addresses: Iterable[str], allowed: tuple[str, ...], action: str, option: str) -> None:
         for address in addresses:
@@ -131,7 +134,7 @@ class Stack:
                 places = ", ".join(f"s3://{place}" for place in allowed)
                 raise AwsError(
                     f"neuron-sum's roles may not {action} {address}; allowed: {places}",
-                    f"run neuron-sum aws setup {option} {quote(address)}, with the addresses already allowed",
+                    f"run {self._setup(**{option: address})}, with the addresses already allowed",
                 )
 
     def check_image(self, image: str) -> None:
@@ -150,7 +153,7 @@ class Stack:
         if not (ours or published or any(fnmatchcase(arn, each) for each in self.repositories)):
             raise AwsError(
                 f"neuron-sum's roles may not pull {image}",
-                f"run neuron-sum aws setup --repository {arn}, with the repositories already allowed",
+                f"run {self._setup(repository=arn)}, with the repositories already allowed",
             )
 
 
@@ -205,7 +208,7 @@ def find_stack(account: Account) -> Stack | None:
     if not is_usable(described):
         raise AwsError(
             f"the stack {NAME} in {account.region} is {described['StackStatus']}",
-            f"an administrator can run neuron-sum aws setup --region {account.region}",
+            f"an administrator can run {account.command('setup')}",
         )
     parameters = parameters_of(described)
 
@@ -239,7 +242,7 @@ def require_stack(account: Account) -> Stack:
     if stack is None:
         raise AwsError(
             f"no stack {NAME} in account {account.id}, {account.region}",
-            f"an administrator can run neuron-sum aws setup --region {account.region} once, or deploy the template of "
-            "neuron-sum aws setup --template",
+            f"an administrator can run {account.command('setup')} once, or deploy the template of "
+            f"{account.command('setup', template=True)}",
         )
     return stack

@@ -60,7 +60,7 @@ def bucket_is_ours(account: Account) -> bool:
             raise
         raise AwsError(
             f"the bucket {bucket} belongs to another account, or you may not read it",
-            "`neuron-sum aws iam --setup` prints the policy that the administrator needs",
+            f"`{account.command('iam', setup=True)}` prints the policy that the administrator needs",
         ) from None
     raise AwsError(
         f"the bucket {bucket} was not created by neuron-sum: it has no tag {RUN_TAG}",

@@ -180,7 +180,8 @@ def test_a_stopped_compile_prints_the_command_to_resume(aws: AwsServer) -> None:
     aws.script.end = "Stopped"
     error = error_of("compile", first["run"], "--wheelhouse", "wheels")
     assert "was stopped by its maximum run time before it completed" in error["message"]
-    assert "Run `neuron-sum aws compile RUN` to continue" in error["hint"]
+    again = f"neuron-sum aws compile {first['run']} --target inf2 --region us-east-1"
+    assert f"Run `{again}` with the same changes" in error["hint"]
 
 
 QUOTA = "ml.c7i.4xlarge for training job usage"

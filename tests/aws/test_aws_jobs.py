@@ -99,24 +99,26 @@ def test_the_expected_cost_uses_the_projection_of_preflight(tmp_path: Path) -> N
     from neuron_sum.training.estimate.projection import project_epoch
     from sagemaker_jobs.cost.expected import training_hours
 
+    preflight = "neuron-sum preflight tiny --json"
     recipe = load_recipe("tiny", ["train.num_train_epochs=3", "train.shapes.plan=fixed"])
     epoch = project_epoch(recipe, models.load_config(recipe.model))
     report = tmp_path / "preflight.json"
     report.write_text(json.dumps({"recipe": "tiny", "training": epoch.as_dict()}))
     assert epoch.projected_s
-    one, _ = training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+    one, _ = training_hours(report, recipe, "ml.trn1.2xlarge", 1, preflight)
     assert one is not None and one == pytest.approx(3 * epoch.projected_s / 3600)
-    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2)[0] == pytest.approx(one / 32)
-    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1)[0] is None
+    assert training_hours(report, recipe, "ml.trn1.32xlarge", 2, preflight)[0] == pytest.approx(one / 32)
+    assert training_hours(report, recipe, "ml.c7i.4xlarge", 1, preflight)[0] is None
     # A step takes the same time on every core, regardless of their number.
     steps = load_recipe("tiny", ["train.max_steps=10", "train.shapes.plan=fixed"])
-    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1)[0] for size in (2, 32))
+    few, many = (training_hours(report, steps, f"ml.trn1.{size}xlarge", 1, preflight)[0] for size in (2, 32))
     assert few == pytest.approx(many)
     with pytest.raises(AwsError, match="is the preflight report of tiny, but the recipe is tiny-lora"):
-        training_hours(report, load_recipe("tiny-lora"), "ml.trn1.2xlarge", 1)
+        training_hours(report, load_recipe("tiny-lora"), "ml.trn1.2xlarge", 1, preflight)
     report.write_text("{}")
-    with pytest.raises(AwsError, match="is not a preflight report"):
-        training_hours(report, recipe, "ml.trn1.2xlarge", 1)
+    with pytest.raises(AwsError, match="is not a preflight report") as caught:
+        training_hours(report, recipe, "ml.trn1.2xlarge", 1, preflight)
+    assert caught.value.hint == f"run {preflight} > {report}"
 
 
 def test_folders_become_channels_and_the_recipe_has_their_paths(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from aws_clock import Clock
@@ -262,6 +264,18 @@ class Dead(BaseException):
 MODES = ("killed before", "killed after", "no network", "interrupted")
 
 
+def stop(reason: type[BaseException]) -> NoReturn:
+    """Raises an exception in the main thread, as a signal does, also from a request in another thread."""
+    if threading.current_thread() is threading.main_thread():
+        raise reason
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT if reason is not Dead else signal.SIGUSR1)
+    raise SystemExit
+
+
+def die(*_: object) -> NoReturn:
+    raise Dead
+
+
 def stop_at(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, number: int, mode: str) -> Callable[[], bool]:
     """Stops the command at its n-th call to AWS.
 
@@ -282,13 +296,13 @@ def stop_at(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, number: int, mode: 
         if not stopped and seen > number:
             stopped = True
             if mode == "interrupted":
-                raise KeyboardInterrupt
+                stop(KeyboardInterrupt)
             if mode == "killed after":
                 aws.directly(request)
         if stopped and mode == "no network":
             raise EndpointConnectionError(endpoint_url=request.url)
         if stopped and mode.startswith("killed"):
-            raise Dead
+            stop(Dead)
         return aws.directly(request)
 
     def unless_dead(write: Callable[..., None]) -> Callable[..., None]:
@@ -299,6 +313,7 @@ def stop_at(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, number: int, mode: 
 
         return checked
 
+    signal.signal(signal.SIGUSR1, die)
     monkeypatch.setattr(Session, "directly", staticmethod(directly))
     monkeypatch.setattr(Ledger, "note", unless_dead(Ledger.note))
     monkeypatch.setattr(RecordFile, "save", unless_dead(RecordFile.save))
