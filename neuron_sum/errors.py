@@ -41,6 +41,18 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot 
 """Words in the errors of libraries that fill the disk, or run out of memory, without an error number or MemoryError."""
 
 
+PERSON = re.compile(r"(:sts::\d*:(?:assumed-role/[^/\s]+|federated-user)|:iam::\d*:user)/[^\s\"']+")
+"""The ARN of a caller in a message of AWS. The name of a session is often an e-mail address."""
+TOKEN = re.compile(r"(x-amz-security-token[:=]\s*)[^\s\"'&]+", re.IGNORECASE)
+"""A session token in a message about a wrong signature, or in a signed URL."""
+ACCESS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
+
+
+def redacted(text: str) -> str:
+    """A message of AWS with NAME, TOKEN and KEY instead of names of users and sessions, session tokens and key ids."""
+    return ACCESS_KEY.sub("KEY", TOKEN.sub(r"\1TOKEN", PERSON.sub(r"\1/NAME", text)))
+
+
 class _WithHint(BaseException):
     """An exception with a hint.
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from neuron_sum.errors import MissingExtraError, RequestError
+from neuron_sum.errors import MissingExtraError, RequestError, redacted
 from serving.schema import EVENTS, JSON
 
 INVOCATIONS, COMPLETIONS = "/invocations", "/chat/completions"
@@ -42,7 +42,7 @@ class Unanswered(RequestError):
     """
 
     def __init__(self, message: str, hint: str, code: int) -> None:
-        super().__init__(message, hint)
+        super().__init__(redacted(message), hint)
         self.code = code
 
 
@@ -137,8 +137,8 @@ def connect(
 
 
 def without_credentials(endpoint: str) -> str:
-    """The endpoint in printable form: a URL without its user name and password."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", endpoint)
+    """The endpoint in printable form: a URL without its user name, password and query, which can contain a token."""
+    return re.sub(r"(?<=://)[^/?#]*@|\?[^#]*", "", endpoint)
 
 
 class HttpTransport:

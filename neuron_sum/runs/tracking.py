@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neuron_sum import console, files
-from neuron_sum.errors import MissingExtraError, NeuronSumError
+from neuron_sum.errors import MissingExtraError, NeuronSumError, redacted
 from neuron_sum.recipes.loading import leaves
 from neuron_sum.runs.folder import RunFolder
 
@@ -120,7 +120,7 @@ class MlflowRun:
             raise
         except Exception as error:  # noqa: BLE001 - stores and plugins raise exceptions of any kind
             if self._failed_at is None:
-                reason = SECRETS.sub("", (str(error).strip() or type(error).__name__).splitlines()[0])
+                reason = redacted(SECRETS.sub("", (str(error).strip() or type(error).__name__).splitlines()[0]))
                 if isinstance(error, ModuleNotFoundError):
                     missing = MissingExtraError(str(error.name), "mlflow")
                     reason = f"{missing.message}; {missing.hint}"

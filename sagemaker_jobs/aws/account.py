@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.errors import AwsError, MissingExtraError
+from neuron_sum.errors import AwsError, MissingExtraError, redacted
 from sagemaker_jobs.aws.errors import (
     ASSUME_ROLE,
     BUILD_ELSEWHERE,
@@ -27,7 +27,6 @@ from sagemaker_jobs.aws.errors import (
     Refused,
     Unreached,
     ignore_missing,
-    without_names,
 )
 from sagemaker_jobs.aws.ledger import Ledger
 from sagemaker_jobs.aws.names import AwsContext, bucket_and_key
@@ -266,14 +265,14 @@ class Account:
         response = getattr(error, "response", None)
         if isinstance(response, dict) and "Error" in response:
             code = str(response["Error"].get("Code", ""))
-            message = without_names(" ".join(str(response["Error"].get("Message") or "").split())) or code
+            message = redacted(" ".join(str(response["Error"].get("Message") or "").split())) or code
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
             if status >= 500 and code not in THROTTLED:  # the call may have had its effect
                 return Unreached(
                     f"AWS failed at {what}: {message:.300}", "try again; health.aws.amazon.com lists outages"
                 )
             return Refused(f"AWS refused {what}: {message:.600}", self._remedy(code, message, what), code)
-        name, text = type(error).__name__, " ".join(str(error).split())
+        name, text = type(error).__name__, redacted(" ".join(str(error).split()))
         if name in NO_CREDENTIALS:
             return Refused(
                 "no AWS credentials were found", "run aws sso login or aws configure, or set AWS_PROFILE", name

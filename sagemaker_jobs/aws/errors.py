@@ -58,16 +58,6 @@ NO_RECORD = re.compile(r"not found|could not find|does not exist", re.IGNORECASE
 ALREADY_THERE = re.compile(r"already exist", re.IGNORECASE)
 """SageMaker reports a taken name of a model, endpoint or endpoint configuration in the same way."""
 
-
-PERSON = re.compile(r"(:sts::\d*:(?:assumed-role/[^/\s]+|federated-user)|:iam::\d*:user)/[^\s\"']+")
-"""The ARN of a caller in a message of AWS. The name of a session is often an e-mail address."""
-
-
-def without_names(text: str) -> str:
-    """Return a text of AWS in which the names of users and of sessions of roles are replaced by NAME."""
-    return PERSON.sub(r"\1/NAME", text)
-
-
 _denials: ContextVar[list[str] | None] = ContextVar("denials", default=None)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from sagemaker_jobs.aws.errors import without_names
+from neuron_sum.errors import redacted
 from sagemaker_jobs.receipt.record import Observed, Record
 from sagemaker_jobs.receipt.steps import ALL, Step
 
@@ -22,7 +22,7 @@ def render(record: Record, cells: Mapping[str, Observed]) -> str:
 
 def anonymous(text: str, record: Record) -> str:
     """A text without the account id, and without the names of users and sessions in messages of AWS."""
-    return without_names(text).replace(record.account, "ACCOUNT")
+    return redacted(text).replace(record.account, "ACCOUNT")
 
 
 def _lines(record: Record, cells: Mapping[str, Observed]) -> Iterator[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum import console
-from neuron_sum.errors import AwsError, Interrupted
+from neuron_sum.errors import AwsError, Interrupted, redacted
 from neuron_sum.files import write_json
 from sagemaker_jobs.aws.account import Account
-from sagemaker_jobs.aws.errors import Refused, without_names
+from sagemaker_jobs.aws.errors import Refused
 from sagemaker_jobs.aws.logs import LostContact, read_with_retry
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.stack import storage
@@ -276,7 +276,7 @@ def _events(account: Account, identity: str, token: str | None = None) -> list[d
     """The stack's events, the newest first; with a token only those of its operation."""
     found = account.pages(SERVICE, "describe_stack_events", "StackEvents", StackName=identity)
     return [
-        {**event, "ResourceStatusReason": without_names(event.get("ResourceStatusReason", ""))}
+        {**event, "ResourceStatusReason": redacted(event.get("ResourceStatusReason", ""))}
         for event in found
         if token in (None, event.get("ClientRequestToken"))
     ]

@@ -123,6 +123,28 @@ def test_rejections_of_a_container_are_passed_on_by_sagemaker(sagemaker: FarEnd)
     assert len(sagemaker.seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "User: arn:aws:sts::123456789012:assumed-role/Admin/ann@example.com is not authorized to perform: "
+            "sagemaker:InvokeEndpoint",
+            "assumed-role/Admin/NAME is not authorized",
+        ),
+        ("should have been 'POST /endpoints x-amz-security-token:IQoJb3JpZ2lu+/= host:a'", "token:TOKEN host:a"),
+        ("the key AKIAIOSFODNN7EXAMPLE is unknown", "the key KEY is unknown"),
+    ],
+)
+def test_no_message_contains_the_name_of_a_session_a_token_or_a_key(
+    sagemaker: FarEnd, message: str, expected: str
+) -> None:
+    sagemaker.script += [(403, {"Message": message}, {"x-amzn-ErrorType": "AccessDeniedException"})]
+    with Client("sagemaker:micro@eu-west-1") as client, pytest.raises(RequestError) as caught:
+        client.summarize(["hello"])
+    assert expected in caught.value.message
+    assert not [secret for secret in ("ann@", "IQoJ", "AKIA") if secret in f"{caught.value.message}{caught.value.hint}"]
+
+
 def test_rejections_by_sagemaker_are_reported(sagemaker: FarEnd) -> None:
     sagemaker.script += [
         (400, {"Message": "Endpoint micro not found."}, {"x-amzn-ErrorType": "ValidationError"}),
