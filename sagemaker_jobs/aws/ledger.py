@@ -19,8 +19,9 @@ from neuron_sum.errors import ResourceError
 from sagemaker_jobs.aws.names import AwsContext
 
 STATE = "NEURON_SUM_STATE"
-Event = Literal["intent", "made", "refused", "gone"]
-"""intent: about to be created. made: confirmed by AWS. refused: rejected by AWS. gone: deleted, or found missing."""
+Event = Literal["intent", "made", "refused", "gone", "begun"]
+"""intent: about to be created. made: confirmed by AWS. refused: rejected by AWS. gone: deleted, or found missing.
+begun: start of a receipt, whose later commands need this ledger."""
 LABELS: ContextVar[Mapping[str, Any]] = ContextVar("labels", default={})  # noqa: B039 - never changed in place
 """Details of every intent in this context, such as the step of `aws receipt` that creates the resource."""
 

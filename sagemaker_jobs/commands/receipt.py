@@ -79,6 +79,10 @@ def receipt(
     file = RecordFile(output)
     with files.lock_output(output):
         record = file.load(account.site, resume=resume)
+        if resume:
+            record.check_ledger(account.ledger, output)
+        else:
+            record.begin(account.ledger)
         if retry and (repeated := record.drop_failed()):
             console.note(f"repeating {', '.join(repeated)}")
         console.note_table(table)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neuron_sum import __version__, console, files
 from neuron_sum.errors import RunError
+from sagemaker_jobs.aws.ledger import STATE as STATE_VARIABLE
 from sagemaker_jobs.aws.ledger import Entry, Ledger
 from sagemaker_jobs.aws.names import AwsContext
 from sagemaker_jobs.receipt.steps import ALL, Step
@@ -114,6 +115,31 @@ class Record(_Part):
             and entry.event != "refused"
             and number in (None, entry.details.get("attempt"))
         ]
+
+    def begin(self, ledger: Ledger) -> None:
+        """Note a new receipt in the ledger.
+
+        Raises:
+            ResourceError: If the ledger cannot be written.
+        """
+        ledger.note("begun", "receipt", self.id, "all")
+
+    def check_ledger(self, ledger: Ledger, folder: Path) -> None:
+        """Reject another ledger than that of the receipt: what an interrupted attempt has started would not be found.
+
+        Args:
+            ledger: The ledger of the command.
+            folder: The folder of the receipt.
+
+        Raises:
+            RunError: If the ledger does not have this receipt.
+        """
+        if not any(entry.kind == "receipt" and entry.name == self.id for entry in ledger.entries()):
+            raise RunError(
+                f"the ledger {ledger.path} has no receipt {self.id}: {folder} was written on another machine, or with "
+                f"another {STATE_VARIABLE}",
+                f"continue it where it was started, or copy the ledger from there to {console.quote(ledger.path)}",
+            )
 
     def drop_failed(self) -> list[str]:
         """Forget the failed steps, so that they are repeated, and the steps whose running resources they need."""

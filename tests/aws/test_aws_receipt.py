@@ -245,6 +245,17 @@ def test_a_receipt_is_continued_only_on_request_and_in_its_account(aws: AwsServe
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "account": "210987654321"}))
     assert "account 210987654321 in us-east-1, but" in failed(neuron_sum(*RESUME), 8)
+    path.write_text(json.dumps(content))
+    ledger = Path(os.environ["NEURON_SUM_STATE"])
+    ledger.rename("elsewhere")
+    before = len(aws.calls)
+    assert "was written on another machine, or with another NEURON_SUM_STATE" in failed(neuron_sum(*RESUME), 8)
+    assert (
+        not [call for call in aws.calls[before:] if call.startswith(CREATES)]
+        and json.loads(path.read_text()) == content
+    )
+    Path("elsewhere").rename(ledger)
+    told(neuron_sum(*RESUME, "--max-usd", "0.1", "--json"))
     path.write_text(json.dumps({**content, "attempts": 3}))
     assert "state.json is damaged: attempts" in failed(neuron_sum(*RESUME), 8)
 
