@@ -207,6 +207,20 @@ class Account:
                 self._unreachable[service] = unreached
             raise
 
+    def objects(self, address: str, *, owned: bool = True) -> Iterator[dict[str, Any]]:
+        """Yield the objects whose S3 addresses begin with an address.
+
+        Args:
+            address: The start of the addresses, with the bucket.
+            owned: Whether the bucket must belong to the account.
+
+        Raises:
+            AwsError: As `call`.
+        """
+        bucket, prefix = bucket_and_key(address)
+        owner = {"ExpectedBucketOwner": self.id} if owned else {}
+        return self.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **owner)
+
     def upload(self, path: Path, bucket: str, key: str, extra: Mapping[str, Any]) -> None:
         """Upload a file to S3, in parts if it is large.
 

@@ -68,8 +68,8 @@ def find_texts(source: str, account: Account | None, stack: Stack) -> Texts:
 
 def list_objects(account: Account, address: str) -> Iterator[str]:
     """The addresses of the objects below an S3 address, without empty objects, which represent folders."""
-    bucket, prefix = bucket_and_key(address)
-    for item in account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix):
+    bucket, _ = bucket_and_key(address)
+    for item in account.objects(address, owned=False):
         if item["Size"]:
             yield f"s3://{bucket}/{item['Key']}"
 

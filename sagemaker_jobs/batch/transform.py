@@ -13,7 +13,7 @@ from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.names import Run, last_attempt, run_prefix
 from sagemaker_jobs.batch.inputs import MAX_PAYLOAD_MB, Texts, count_lines, list_objects
 from sagemaker_jobs.endpoint import sources as endpoint_sources
-from sagemaker_jobs.endpoint.launch import model_call
+from sagemaker_jobs.endpoint.launch import container_of, create_model
 from sagemaker_jobs.endpoint.sources import ARCHIVE, Source
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.launch.call import Call
@@ -98,15 +98,8 @@ def launch(
     address = source.address_in(stack)
     stack.check_readable((address, texts.address))
     name, key, volume_key = run.name("batch", attempt), stack.kms_key, stack.volume_key(options.instance)
-    model = model_call(
-        run,
-        stack,
-        run.name("batch-model", attempt),
-        image=image,
-        model_data=address,
-        role=stack.site.role_arn("jobs"),
-        network_isolation=options.network_isolation,
-    )
+    container = container_of(image, source, stack)
+    model = create_model(run, stack, run.name("batch-model", attempt), container, "jobs", options.network_isolation)
     job = {
         "TransformJobName": name,
         "ModelName": model.name,

@@ -215,7 +215,7 @@ def _delete_group(account: Account, group: str) -> int:
 
 def _objects(account: Account, prefix: str) -> Iterator[dict[str, Any]]:
     with ignore_missing():
-        yield from account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owned_bucket(account))
+        yield from account.objects(f"s3://{account.site.bucket}/{prefix}")
 
 
 def _images(account: Account) -> list[dict[str, Any]] | None:

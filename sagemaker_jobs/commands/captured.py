@@ -43,8 +43,7 @@ def captured(
     if dry_run:
         deletes = () if keep else (("s3", "delete_object"),)
         calls = (("s3", "list_objects_v2"), ("s3", "get_object"), *deletes)
-        requests = [{"service": service, "operation": operation} for service, operation in calls]
-        console.emit({"requests": requests}, "requests:", session.as_json(requests))
+        session.emit_reads(calls, "requests:")
         return
     account = session.account_in(region)
     stack = require_stack(account)

@@ -228,8 +228,7 @@ def extend(
     if offline and dry_run:
         which = Run(run_of(run) or run, "")
         guess = endpoint.expiry(which, planned_stack(session.offline_context(region)), hours=hours)
-        requests = [replace(guess, operation="update_schedule").as_dict()]
-        console.emit({"run": which.id, "requests": requests}, session.as_json(requests))
+        session.emit_requests({"run": which.id}, [replace(guess, operation="update_schedule")])
         return
     account = session.account_in(region, dry_run=dry_run)
     found = lifecycle.find_ours(account, run)
@@ -242,7 +241,7 @@ def extend(
     call = replace(endpoint.expiry(found.run, stack, hours=hours), late=None)
     if current is not None:
         call = replace(call, operation="update_schedule", kind=None)
-    ends, requests = time_of(call.request), [call.as_dict()]
+    ends = time_of(call.request)
     instance, most = lifecycle.most_instances(account, found)
     price = price_list.price_of(instance, price_list.HOSTING, None if offline else account)
     item = plan.Item(
@@ -257,11 +256,8 @@ def extend(
     priced = plan.Plan((item,))
     if dry_run:
         priced.check(max_usd)
-        console.emit(
-            {"run": found.run.id, "plan": priced.as_dict(), "requests": requests},
-            *tables.plan_tables(priced, "dry run: nothing was sent"),
-            session.as_json(requests),
-        )
+        shown = tables.plan_tables(priced, "dry run: nothing was sent")
+        session.emit_requests({"run": found.run.id, "plan": priced.as_dict()}, [call], *shown)
         return
     console.note_table(tables.plan_tables(priced, f"{found.name} from now")[0])
     priced.check(max_usd)

@@ -116,7 +116,6 @@ def _models_prefix(account: "Account", found: "Endpoint") -> str:
 
 def _list_models(account: "Account", prefix: str) -> dict[str, dict[str, Any]]:
     from sagemaker_jobs.endpoint.sources import ARCHIVE
-    from sagemaker_jobs.stack.storage import owned_bucket
 
-    listing = account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owned_bucket(account))
+    listing = account.objects(f"s3://{account.site.bucket}/{prefix}")
     return {item["Key"].removeprefix(prefix).removesuffix(ARCHIVE): item for item in listing}

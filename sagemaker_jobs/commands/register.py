@@ -73,8 +73,7 @@ def register(
     if dry_run or account is None:
         for call in calls:
             call.validate()
-        requests = [call.as_dict() for call in calls]
-        console.emit({"group": name, "requests": requests}, session.as_json(requests))
+        session.emit_requests({"group": name}, calls)
         return
     package = registry.register(account, stack, registration)
     address = f"s3://{stack.bucket}/{registration.prefix}"

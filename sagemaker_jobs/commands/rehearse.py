@@ -112,11 +112,9 @@ def _print_requests(recipe: "Recipe", instance: str, wheelhouse: Path | None) ->
     with tempfile.TemporaryDirectory(prefix="neuron-sum-rehearsal-") as scratch:
         channels = inputs.channels(recipe, Path(scratch), wheelhouse, isolated=False)
         launches = Rehearsal(recipe, Path(scratch), instance).launches(channels, inputs.code_channels(wheelhouse))
-    requests = [call.as_dict() for launch in launches for call in launch.calls]
     summary = "dry run: nothing was started; the second job resumes the training that the first was killed in"
-    console.emit(
-        {"recipe": recipe.name, "run": launches[0].run.id, "requests": requests}, summary, session.as_json(requests)
-    )
+    details = {"recipe": recipe.name, "run": launches[0].run.id}
+    session.emit_requests(details, [call for launch in launches for call in launch.calls], summary)
 
 
 def _prepare_folder(folder: Path) -> Path:

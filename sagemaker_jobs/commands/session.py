@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -21,6 +21,7 @@ from sagemaker_jobs.cost import lifetime
 from sagemaker_jobs.cost.plan import Plan
 from sagemaker_jobs.endpoint.lifecycle import EndpointFailed
 from sagemaker_jobs.launch import quotas
+from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.options import StartOptions
 from sagemaker_jobs.launch.start import Launch
 from sagemaker_jobs.launch.start import start as send
@@ -223,6 +224,24 @@ def hint_at_follow(run: str, what: str, region: str, ends: Callable[[], str] | N
             hint = f"{error.hint}; " if error.hint else ""
             error.hint = f"{hint}{what} keeps running and is billed: follow it with `{status}` or stop it with `{down}`"
         raise
+
+
+def emit_requests(details: Mapping[str, Any], calls: Iterable[Call], *text: Any) -> None:
+    """Print the requests of a dry run.
+
+    Args:
+        details: Further fields for --json.
+        calls: The calls, in order.
+        text: Lines and tables before the requests.
+    """
+    requests = [call.as_dict() for call in calls]
+    console.emit({**details, "requests": requests}, *text, as_json(requests))
+
+
+def emit_reads(operations: Iterable[tuple[str, str]], text: str) -> None:
+    """Print the services and operations that a command would call."""
+    requests = [{"service": service, "operation": operation} for service, operation in operations]
+    console.emit({"requests": requests}, text, as_json(requests))
 
 
 def as_json(value: Any) -> str:

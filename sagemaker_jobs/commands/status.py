@@ -44,8 +44,7 @@ def status(
     run = None if run is None else parse_run_id(run, region)
     if dry_run:
         reads = [*OTHER_READS, *(read for kind in KINDS.values() for read in kind.reads)]
-        requests = [{"service": service, "operation": operation} for service, operation in reads]
-        console.emit({"requests": requests}, "read-only requests:", session.as_json(requests))
+        session.emit_reads(reads, "read-only requests:")
         return
     account = session.account_in(region, short_timeouts=not follow, every_s=every)
     if follow:

@@ -1,6 +1,7 @@
 """Priced plan of a launch or of a recipe's lifecycle: its calls, and the price of each instance."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from neuron_sum.platform.prices import REGION, find_price
 from sagemaker_jobs.aws.account import Account
@@ -12,17 +13,11 @@ from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.image import build as image
 from sagemaker_jobs.image import registry
 from sagemaker_jobs.jobs import requests, training
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.options import EndpointOptions, JobOptions
 from sagemaker_jobs.launch.quotas import uses
-from sagemaker_jobs.launch.schedules import LATE_S
 from sagemaker_jobs.stack.stack import Stack
 from sagemaker_jobs.stack.template import WITHOUT_BUILDS
-
-UPLOAD_S = 600
-"""Allowance in seconds for the upload of model.tar.gz, which is billed after the run time (botocore,
-BillableTimeInSeconds) without a documented limit: about 10 GB at a minute for each GB, which is packed with gzip."""
 
 
 def planned_calls(
@@ -88,28 +83,19 @@ def priced(
     sent = [call for call in calls if call.kind is not None]
     region = account.region if account is not None else region
     scheduled = any(call.kind == "schedule" for call in sent)
-    stops_s = {"endpoint": LATE_S, "transform-job": LATE_S + STOP_GRACE_S}
     billed: dict[str, Item] = {}
     for use in uses(sent):
-        kind, name, count = use.kind, use.name, use.instances
-        if kind == "build":
-            price = find_price(use.instance, region)
-        else:
-            price = price_list.price_of(use.instance, use.component, account, region)
-        request = next(call.request for call in sent if call.name == name)
-        if kind == "build":
-            longest_h = (request["timeoutInMinutesOverride"] + 1) / 60
-            item = Item(kind, name, price, 1, longest_h, None, "timeoutInMinutesOverride, plus the started minute")
-        elif kind == "training-job":
-            longest_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S
-            limit = f"MaxRuntimeInSeconds, {STOP_GRACE_S} s to stop and {UPLOAD_S} s to upload"
-            item = Item(kind, name, price, count, longest_s / 3600, expected_hours, limit)
-            expected_hours = None
+        listed = partial(price_list.price_of, component=use.component, account=account)
+        price = (listed if use.component else find_price)(use.instance, region=region)
+        expected = {"build": None, "endpoint": hours}.get(use.kind, expected_hours)
+        item = partial(Item, use.kind, use.name, price, use.instances)
+        if use.limit_s is not None:
+            billed[use.name] = item(use.limit_s / 3600, expected, use.limit)
         elif scheduled:
-            limit = f"the schedule, {hours:g} h after its creation, plus up to {stops_s[kind]} s to stop"
-            expected = hours if kind == "endpoint" else expected_hours
-            item = Item(kind, name, price, count, hours + stops_s[kind] / 3600, expected, limit)
+            limit = f"the schedule, {hours:g} h after its creation, plus up to {use.stop_s} s to stop"
+            billed[use.name] = item(hours + use.stop_s / 3600, expected, limit)
         else:
-            item = Item(kind, name, price, count, bounded_by="only aws down", unbounded=True)
-        billed[name] = item
+            billed[use.name] = item(bounded_by="only aws down", unbounded=True)
+        if use.kind == "training-job":
+            expected_hours = None
     return Plan(tuple(billed.get(call.name, Item(call.kind or "", call.name)) for call in sent))

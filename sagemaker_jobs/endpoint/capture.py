@@ -119,7 +119,7 @@ def fetch(
     made: dict[str, tuple[Path, Path]] = {}
     incomplete: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        for item in account.pages("s3", "list_objects_v2", "Contents", Prefix=prefix, **owner):
+        for item in account.objects(address(run, stack)):
             name = item["Key"].removeprefix(prefix)
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name.endswith(".jsonl"):
                 raise AwsError(

@@ -1,6 +1,6 @@
 """Requests of an endpoint: the expiry schedule, then model, configuration, endpoint and autoscaling; sends nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sagemaker_jobs.aws.names import Run, run_prefix
 from sagemaker_jobs.cleanup.kinds import SCALING
@@ -10,7 +10,7 @@ from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.options import EndpointOptions
 from sagemaker_jobs.launch.schedules import ending
 from sagemaker_jobs.launch.start import Launch
-from sagemaker_jobs.stack.stack import Stack
+from sagemaker_jobs.stack.stack import Request, Stack
 
 VARIANT, SHADOW = "main", "shadow"
 """Names of the only production variant of an endpoint, and of its shadow variant, which gets copies of the requests."""
@@ -76,31 +76,22 @@ def launch(
     shadows = [] if shadow is None else [shadow]
     stack.check_readable([*addresses, *(source.address_in(stack) for source in shadows)])
     copies: dict[str, str] = {}
-    [*_, data] = addresses
+    container = container_of(image, sources[0], stack)
     if multi_model:
         names = [f"{models_prefix(run)}{source.name}{ARCHIVE}" for source in sources]
         copies = dict(zip(names, addresses, strict=True))
         data = f"s3://{stack.bucket}/{models_prefix(run)}"
+        container = {"Image": image, "ModelDataUrl": data, "Environment": {}, "Mode": "MultiModel"}
 
-    def model(part: str, address: str, environment: Mapping[str, str]) -> Call:
-        return model_call(
-            run,
-            stack,
-            run.name(part, attempt),
-            image=image,
-            model_data=address,
-            environment=environment,
-            role=stack.site.role_arn("endpoint"),
-            network_isolation=hosting.network_isolation,
-            multi_model=multi_model,
-        )
+    def model(part: str, container: Request) -> Call:
+        return create_model(run, stack, run.name(part, attempt), container, "endpoint", hosting.network_isolation)
 
     config = _config(run, hosting, stack, attempt, shadow=shadow is not None)
     endpoint = {"EndpointName": run.name("endpoint"), "EndpointConfigName": config.name, "Tags": run.tags}
     calls = (
         *([] if hosting.lifetime_h is None else [expiry(run, stack, hours=hosting.lifetime_h)]),
-        model("model", data, {} if multi_model else sources[0].environment),
-        *(model("shadow", source.address_in(stack), source.environment) for source in shadows),
+        model("model", container),
+        *(model("shadow", container_of(image, source, stack)) for source in shadows),
         config,
         Call("sagemaker", "create_endpoint", endpoint, "endpoint", run.name("endpoint")),
     )
@@ -120,41 +111,32 @@ def expiry(run: Run, stack: Stack, *, hours: float) -> Call:
     return ending(run.name("expiry"), stack, "sagemaker:deleteEndpoint", arguments, hours=hours)
 
 
-def model_call(
-    run: Run,
-    stack: Stack,
-    name: str,
-    *,
-    image: str,
-    model_data: str,
-    role: str,
-    environment: Mapping[str, str] | None = None,
-    network_isolation: bool = False,
-    multi_model: bool = False,
-) -> Call:
+def container_of(image: str, source: Source, stack: Stack) -> Request:
+    """The container of one model.
+
+    Args:
+        image: The serving image, in a registry of the account.
+        source: The model.
+        stack: The stack with the bucket.
+    """
+    return {"Image": image, "ModelDataUrl": source.address_in(stack), "Environment": dict(source.environment)}
+
+
+def create_model(run: Run, stack: Stack, name: str, container: Request, role: str, network_isolation: bool) -> Call:
     """The call that creates the model of an endpoint or a transform job.
 
     Args:
         run: The run that owns the model.
-        stack: The stack with the VPC.
+        stack: The stack with the VPC and the role.
         name: The name of the model.
-        image: The serving image, in a registry of the account.
-        model_data: The S3 address of an archive from `neuron-sum package`; with `multi_model`, the prefix of several.
-        role: The ARN of the role of the model's containers.
-        environment: The environment variables of the container.
+        container: Its container.
+        role: The role of the container: endpoint or jobs.
         network_isolation: Whether the container has no network access.
-        multi_model: Whether each request names its model.
     """
-    mode = {"Mode": "MultiModel"} if multi_model else {}
     request = {
         "ModelName": name,
-        "PrimaryContainer": {
-            "Image": image,
-            "ModelDataUrl": model_data,
-            "Environment": dict(environment or {}),
-            **mode,
-        },
-        "ExecutionRoleArn": role,
+        "PrimaryContainer": container,
+        "ExecutionRoleArn": stack.site.role_arn(role),
         "EnableNetworkIsolation": network_isolation,
         "Tags": run.tags,
         **stack.vpc,

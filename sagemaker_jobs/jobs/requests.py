@@ -27,9 +27,6 @@ LAUNCHER = (
 """Python code that runs ENTRY if its content is unchanged. It is part of the request, so a changed object in S3 cannot
 change it; SageMaker allows 256 characters."""
 
-STOP_GRACE_S = 120
-"""Seconds between SIGTERM, which SageMaker sends after the maximum run time, and SIGKILL; they are also billed."""
-
 MAX_RUNTIME_LIMIT_S = 28 * 24 * 3600
 """SageMaker's limit: 28 days."""
 

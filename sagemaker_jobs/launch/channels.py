@@ -64,8 +64,7 @@ def upload(account: Account, bucket: str, channel: Channel) -> Iterator[tuple[st
     """
     prefix = inputs_prefix(channel.name, channel.digest)
     owner = {"ExpectedBucketOwner": account.id}
-    listing = account.pages("s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **owner)
-    present = {item["Key"] for item in listing}
+    present = {item["Key"] for item in account.objects(f"s3://{bucket}/{prefix}")}
     for name, path in sorted(channel.files.items()):
         key = prefix + name
         request = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED", **owner}

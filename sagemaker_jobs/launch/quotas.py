@@ -1,4 +1,4 @@
-"""The billed instances of a launch, and the account's quotas for them, compared before it creates anything."""
+"""The billed instances of a launch: their maximum time, and the account's quotas for them."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from neuron_sum.errors import AwsError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import BUILD_ELSEWHERE
 from sagemaker_jobs.launch.call import Call
+from sagemaker_jobs.launch.schedules import LATE_S
 
+STOP_GRACE_S = 120
+"""Seconds between SIGTERM, which SageMaker sends after the maximum run time, and SIGKILL; they are also billed."""
+UPLOAD_S = 600
+"""Allowance in seconds for the upload of model.tar.gz, which is billed after the run time (botocore,
+BillableTimeInSeconds) without a documented limit: about 10 GB at a minute for each GB, which is packed with gzip."""
 LISTINGS = ("list_service_quotas", "list_aws_default_service_quotas")
 """Operations that list quotas: those of the account, and the defaults of quotas that it leaves out."""
 
@@ -26,6 +32,9 @@ class Use:
         quota: The name of the quota.
         component: The name of this use in the AWS Price List; empty for builds.
         service: The code of the quota's service.
+        limit_s: The maximum billed seconds by the request itself; None if a schedule ends the resource.
+        limit: The reason of `limit_s`.
+        stop_s: The maximum seconds from the time of the schedule until the resource has ended.
     """
 
     kind: str
@@ -35,6 +44,9 @@ class Use:
     quota: str
     component: str
     service: str = "sagemaker"
+    limit_s: float | None = None
+    limit: str = ""
+    stop_s: int = LATE_S
 
 
 def uses(calls: Iterable[Call]) -> Iterator[Use]:
@@ -47,12 +59,15 @@ def uses(calls: Iterable[Call]) -> Iterator[Use]:
         if call.kind == "training-job":
             instance, count = request["ResourceConfig"]["InstanceType"], request["ResourceConfig"]["InstanceCount"]
             spot = "spot " if request.get("EnableManagedSpotTraining") else ""
-            yield Use(call.kind, call.name, instance, count, f"{instance} for {spot}training job usage", "Training")
+            quota = f"{instance} for {spot}training job usage"
+            limit_s = request["StoppingCondition"]["MaxRuntimeInSeconds"] + STOP_GRACE_S + UPLOAD_S
+            limit = f"MaxRuntimeInSeconds, {STOP_GRACE_S} s to stop and {UPLOAD_S} s to upload"
+            yield Use(call.kind, call.name, instance, count, quota, "Training", limit_s=limit_s, limit=limit)
         elif call.kind == "transform-job":
             resources = request["TransformResources"]
             instance, count = resources["InstanceType"], resources["InstanceCount"]
             quota = f"{instance} for transform job usage"
-            yield Use(call.kind, call.name, instance, count, quota, "Batch Transform")
+            yield Use(call.kind, call.name, instance, count, quota, "Batch Transform", stop_s=LATE_S + STOP_GRACE_S)
         elif call.kind == "endpoint-config":
             [variant] = request["ProductionVariants"]
             shadows = request.get("ShadowProductionVariants", [])  # of the same type
@@ -63,7 +78,11 @@ def uses(calls: Iterable[Call]) -> Iterator[Use]:
             machine = request["computeTypeOverride"]
             size = machine.rpartition("_")[2].capitalize()  # new accounts often may run no build
             quota = f"Concurrently running builds for Linux/{size} environment"
-            yield Use(call.kind, call.name, machine, 1, quota, "", "codebuild")
+            limit_s, limit = (
+                (request["timeoutInMinutesOverride"] + 1) * 60,
+                "timeoutInMinutesOverride, plus the started minute",
+            )
+            yield Use(call.kind, call.name, machine, 1, quota, "", "codebuild", limit_s, limit)
 
 
 def needed(calls: Iterable[Call]) -> dict[str, dict[str, int]]:

@@ -15,10 +15,10 @@ from sagemaker_jobs.endpoint import launch as endpoints
 from sagemaker_jobs.endpoint.sources import Source
 from sagemaker_jobs.image import build as images
 from sagemaker_jobs.image import registry
-from sagemaker_jobs.jobs import requests as jobs
 from sagemaker_jobs.jobs import training
 from sagemaker_jobs.launch.call import Call
 from sagemaker_jobs.launch.options import EndpointOptions, JobOptions
+from sagemaker_jobs.launch.quotas import STOP_GRACE_S, UPLOAD_S
 from sagemaker_jobs.receipt import steps
 from sagemaker_jobs.stack.stack import Stack
 
@@ -30,7 +30,7 @@ ENDPOINT_HOURS, MOST_INSTANCES, INVOCATIONS = 0.5, 2, 60.0
 INF2_HOURS = 0.25
 """Limits of the steps, so low that all of them cost at most $5 (docs/aws.md, A receipt)."""
 
-AFTER_RUN_S = jobs.STOP_GRACE_S + lifetime.UPLOAD_S
+AFTER_RUN_S = STOP_GRACE_S + UPLOAD_S
 """Seconds after the run time of a job that are also billed at most."""
 
 JOBS = {

@@ -22,7 +22,8 @@ import psutil
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
-from sagemaker_jobs.jobs.requests import RECIPE, STOP_GRACE_S
+from sagemaker_jobs.jobs.requests import RECIPE
+from sagemaker_jobs.launch.quotas import STOP_GRACE_S
 from sagemaker_jobs.rehearsal import namespace
 from sagemaker_jobs.rehearsal.image import LocalImage
 from sagemaker_jobs.rehearsal.namespace import BASE

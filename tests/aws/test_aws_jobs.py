@@ -16,11 +16,10 @@ from neuron_sum.platform import prices
 from neuron_sum.recipes.loading import load_recipe
 from sagemaker_jobs.aws.names import AwsContext, Run, new_run
 from sagemaker_jobs.cost import lifetime
-from sagemaker_jobs.cost.lifetime import UPLOAD_S
 from sagemaker_jobs.jobs import entry, inputs, requests, training, wheelhouse
-from sagemaker_jobs.jobs.requests import STOP_GRACE_S
 from sagemaker_jobs.launch.channels import Channel
 from sagemaker_jobs.launch.options import TrainOptions
+from sagemaker_jobs.launch.quotas import STOP_GRACE_S, UPLOAD_S
 from sagemaker_jobs.launch.schedules import LATE_S
 from sagemaker_jobs.stack.stack import planned_stack
 
