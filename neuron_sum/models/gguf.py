@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_delay, wait_fixed
-
 from neuron_sum import console, files
 from neuron_sum.contents import is_file
 from neuron_sum.errors import ModelError, RunError, reading
@@ -141,20 +139,25 @@ def _ggufs_in(folder: Path) -> list[Path]:
         return []
 
 
-def _say_waiting(state: RetryCallState) -> None:
-    if state.attempt_number == 1:
-        console.note("another process is converting the model; waiting for it")
-
-
-@retry(
-    retry=retry_if_exception_type(RunError),
-    wait=wait_fixed(0.5),
-    stop=stop_after_delay(3600),
-    before_sleep=_say_waiting,
-    reraise=True,
-)
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes a folder of the cache unless it exists; waits while another process writes it."""
+    from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    def say_waiting(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            console.note("another process is converting the model; waiting for it")
+
+    retry = Retrying(
+        retry=retry_if_exception_type(RunError),
+        wait=wait_fixed(0.5),
+        stop=stop_after_delay(3600),
+        before_sleep=say_waiting,
+        reraise=True,
+    )
+    retry(_make_once, folder, write)
+
+
+def _make_once(folder: Path, write: Callable[[Path], None]) -> None:
     if folder.is_dir():
         return
     with files.lock_output(folder):

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-import regex
-
 from neuron_sum.console import command
 from neuron_sum.errors import AwsError
 
@@ -77,6 +75,8 @@ class Run:
     @property
     def tags(self) -> list[dict[str, str]]:
         """The tags in the form of a create request; a hyphen replaces characters that AWS does not allow in a value."""
+        import regex
+
         return tags({RUN_TAG: self.id, RECIPE_TAG: regex.sub(NOT_IN_TAGS, "-", self.recipe)[:TAG_LIMIT]})
 
 

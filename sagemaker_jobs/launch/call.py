@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
-
 from neuron_sum.errors import AwsError, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import ASSUME_ROLE, Refused
@@ -106,6 +104,8 @@ def create(
     Raises:
         AwsError: If AWS refuses, which is recorded, or does not answer, which leaves the intent open.
     """
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
     entries = account.ledger.entries() if call.kind is not None else []
     # AWS may still have the name of what was deleted, because it deletes asynchronously.
     deleted = any(entry.event == "gone" and (entry.kind, entry.name) == (call.kind, call.name) for entry in entries)
