@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from generation import END_OF_SEQUENCE, VOCABULARY, small_artifact
-from torch import Tensor
 
 import serving.batching
 from compile.graphs.selection import candidates
@@ -37,7 +36,7 @@ from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.runtimes.graphs import GraphRuntime
-from neuron_sum.runtimes.state import HostState
+from neuron_sum.runtimes.state import Array, HostState
 from serving.batching import Batcher, Work
 
 ROOT = Path(__file__).parents[1]
@@ -211,19 +210,17 @@ def _graph_seconds(runtime: GraphRuntime, rounds: int) -> dict[tuple[str, int], 
     calls = dict[tuple[str, int], Callable[[], object]]()
     for bucket in runtime.buckets:
         prompts = [[WORD] * SOURCE_TOKENS] * bucket.batch
-        with torch.inference_mode():
-            session = runtime.begin(bucket, 1, prompts, [0] * bucket.batch)
+        session = runtime.begin(bucket, 1, prompts, [0] * bucket.batch)
         beams = np.zeros_like(session.start)
         calls["encode", bucket.batch] = partial(runtime.encoded, bucket, prompts, [0] * bucket.batch)
         calls["step", bucket.batch] = partial(session.step, session.start, beams)
     times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            for key, call in calls.items():
-                repeats, started = STEPS if key[0] == "step" else 1, time.process_time()
-                for _ in range(repeats):
-                    call()
-                times[key].append((time.process_time() - started) / repeats)
+    for _ in range(rounds + 1):
+        for key, call in calls.items():
+            repeats, started = STEPS if key[0] == "step" else 1, time.process_time()
+            for _ in range(repeats):
+                call()
+            times[key].append((time.process_time() - started) / repeats)
     return {key: statistics.median(each[1:]) for key, each in times.items()}  # the first round is not counted
 
 
@@ -232,29 +229,30 @@ def _replayed(runtime: GraphRuntime, seconds: dict[tuple[str, int], float], cloc
 
     The first token of a prompt is the length of its summary; another constant of the batch has it for the steps.
     """
-    outputs = dict[Any, list[Tensor]]()
+    outputs = dict[Any, list[Any]]()
     for bucket in runtime.buckets:
         prompts = [[WORD] * SOURCE_TOKENS] * bucket.batch
         outputs["encode", bucket] = runtime.encoded(bucket, prompts, [0] * bucket.batch)[0]
-        values = -torch.arange(candidates(1), dtype=torch.float32).expand(bucket.batch, 1, -1)
-        tokens = torch.arange(WORD, WORD + candidates(1)).expand(bucket.batch, 1, -1)
-        unread = torch.zeros(1).expand(bucket.batch, 1, VOCABULARY)
-        outputs["step", bucket] = [values, tokens, torch.zeros(bucket.batch, 1), unread]
+        rows, count = (bucket.batch, 1), candidates(1)
+        values = np.broadcast_to(-np.arange(count, dtype=np.float32), (*rows, count))
+        tokens = np.broadcast_to(np.arange(WORD, WORD + count), (*rows, count))
+        unread = np.broadcast_to(np.float32(0), (*rows, VOCABULARY))
+        outputs["step", bucket] = [values, tokens, np.zeros(rows, np.float32), unread]
 
     def encode(bucket: Bucket) -> Any:
-        def call(ids: Tensor, mask: Tensor, slot: Tensor, rows: Tensor) -> list[Tensor]:
+        def call(ids: Array, mask: Array, slot: Array, rows: Array) -> list[Any]:
             clock.add(seconds["encode", bucket.batch])
-            return [*outputs["encode", bucket], ids[:, 0].clone()]
+            return [*outputs["encode", bucket], ids[:, 0].copy()]
 
         return call
 
     def graph(bucket: Bucket, num_beams: int, steps: int) -> Any:
         def call(
-            tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, constants: list[Tensor], state: Any
-        ) -> list[Tensor]:
+            tokens: Array, position: Array, ancestors: Array, slot: Array, constants: list[Array], state: Any
+        ) -> list[Array]:
             clock.add(seconds["step", bucket.batch])
             values, ids, log_sum, unread = outputs["step", bucket]
-            chosen = ids.clone()
+            chosen = ids.copy()
             chosen[position + 1 >= constants[-1], 0, 0] = END_OF_SEQUENCE
             return [values, chosen, log_sum, unread]
 

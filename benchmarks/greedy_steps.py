@@ -17,9 +17,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from generation import VOCABULARY, small_artifact
-from torch import Tensor
 
 from compile.graphs.selection import candidates
 from neuron_sum import console
@@ -27,7 +27,7 @@ from neuron_sum.artifact import Bucket
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.generation import StepGenerator
-from neuron_sum.runtimes.graphs import GraphSession
+from neuron_sum.runtimes.graphs import Array, GraphSession
 from neuron_sum.runtimes.search import Counts, search
 
 ROOT = Path(__file__).parents[1]
@@ -80,19 +80,19 @@ def _host_calls(steps: int) -> Iterator[tuple[int, list[Callable[[], object]]]]:
     """Searches over prepared results of graphs, for every batch size: with one step per call, and with several."""
     asked = GenerateConfig(max_new_tokens=HOST_TOKENS)
     for batch in (1, 8):
-        values = -torch.arange(candidates(1), dtype=torch.float32).expand(batch, 1, -1).contiguous()
-        tokens = torch.arange(WORD, WORD + candidates(1)).expand(batch, 1, -1).contiguous()
-        unread = torch.zeros(1).expand(batch, 1, VOCABULARY)
-        prepared = {
-            1: [values, tokens, torch.zeros(batch, 1), unread],
-            steps: [torch.full((batch, steps), WORD), torch.zeros(batch, steps)],
+        values = np.tile(-np.arange(candidates(1), dtype=np.float32), (batch, 1, 1))
+        tokens = np.tile(np.arange(WORD, WORD + candidates(1)), (batch, 1, 1))
+        unread = np.broadcast_to(np.float32(0), (batch, 1, VOCABULARY))
+        prepared: dict[int, list[Array]] = {
+            1: [values, tokens, np.zeros((batch, 1), np.float32), unread],
+            steps: [np.full((batch, steps), WORD), np.zeros((batch, steps), np.float32)],
         }
         bucket = Bucket(batch=batch, source_len=SOURCE_TOKENS, target_len=HOST_TOKENS)
 
         def run(
-            greedy_steps: int, batch: int = batch, bucket: Bucket = bucket, prepared: dict[int, list[Tensor]] = prepared
+            greedy_steps: int, batch: int = batch, bucket: Bucket = bucket, prepared: dict[int, list[Array]] = prepared
         ) -> None:
-            start, slot = torch.zeros(batch, 1, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
+            start, slot = np.zeros((batch, 1), dtype=np.int64), np.zeros(batch, dtype=np.int64)
             session = GraphSession(lambda *inputs: prepared[inputs[-1]], bucket, batch, start, slot, greedy_steps)
             search(session, session.start, [END], asked, Counts())
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -24,10 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compile.graphs.layers import GraphOptions, Linear
+from compile.graphs.static import as_tensor
 from compile.targets.cpu import INDUCTOR, LINEARS
 from neuron_sum.artifact import Dtype
 from neuron_sum.platform import cpu
-from neuron_sum.runtimes.weights import SharedWeights, packed
+from neuron_sum.runtimes.weights import SharedWeights
 
 READ_BYTES = 150_000_000
 ROUNDS = 7
@@ -79,7 +81,8 @@ def _copies(weight: Tensor) -> int:
 
 def _onednn_us(dtype: Dtype, out: int, width: int) -> float:
     _, stored = _weights(dtype, out, width)
-    weights = [packed(stored["weight"].clone()) for _ in range(_copies(stored["weight"]))]
+    pack = torch.ops.onednn.qlinear_prepack if dtype == "int8" else torch.ops.mkldnn._reorder_linear_weight
+    weights = [pack(stored["weight"].clone(), None) for _ in range(_copies(stored["weight"]))]
     if dtype != "int8":
         row = torch.randn(1, width).to(stored["weight"].dtype)
         products = [lambda w=w: torch.ops.mkldnn._linear_pointwise(row, w, None, "none", [], "") for w in weights]
@@ -108,9 +111,8 @@ def _fused_us(dtype: Dtype, out: int, width: int) -> float:
             tensors = SharedWeights(folder / "weights.safetensors", {}, {}).get(
                 fqn.removeprefix("layer.") for fqn in graph.get_constant_fqns()
             )
-            graph.load_constants(
-                {f"layer.{k}": v for k, v in tensors.items()}, check_full_update=True, user_managed=True
-            )
+            constants = {f"layer.{name}": as_tensor(np.asarray(tensor)) for name, tensor in tensors.items()}
+            graph.load_constants(constants, check_full_update=True, user_managed=True)
             graphs.append((graph, tensors))
         return _median_us([lambda g=graph: g(row) for graph, _ in graphs])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from compile.verify import verify
 from neuron_sum import __version__
@@ -105,7 +104,7 @@ def _steps(runtime: StepRuntime, rounds: int) -> Iterator[dict[str, Any]]:
         for num_beams in runtime.num_beams:
             first, step, several, greedy = list[float](), list[float](), list[float](), None
             for _ in range(rounds):
-                with runtime.turn(), torch.inference_mode():
+                with runtime.turn():
                     begun = time.perf_counter()
                     session = runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
                     for number in range(min(STEPS + 1, bucket.target_len)):

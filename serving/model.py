@@ -52,6 +52,9 @@ def _start() -> "Future[Service]":
 
 def _load(worker: Worker, loaded: "Future[Service]") -> None:
     try:
+        from neuron_sum.runtimes.native import preload
+
+        preload()
         from serving.service import Service  # takes seconds, which an unwanted worker does not spend
 
         limits = properties.read_limits(properties.read(Path(properties.FILE)))

@@ -1,8 +1,9 @@
 """Static graphs of a transformers model: their classes, tensors and compiled modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -15,9 +16,11 @@ from neuron_sum.artifact import Bucket, GraphFile, SpecialTokens, StateSpec
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.slots import MASK, VECTORS, AdapterSlots
-from neuron_sum.runtimes.state import TORCH_DTYPES, HostState
+from neuron_sum.runtimes.state import Array, HostState
 
 StaticModel = StaticT5 | StaticLlama
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def static_model(config: PretrainedConfig, options: GraphOptions) -> StaticModel:
@@ -179,9 +182,40 @@ def eager_runtime(
     model.load_state_dict({**tensors, **stacks}, assign=True)
     spec = model.options.adapters
     adapters = AdapterSlots(spec, stacks, adapter_targets(model)) if spec is not None else None
+    opened = HostState(lambda bucket, num_beams, steps: _with_arrays(StepGraph(model, steps)), state_spec(model))
+    graph = _with_arrays(EncodeGraph(model))
 
     def encode(bucket: Bucket) -> Encode:
-        return lambda ids, mask, slot, rows: model.encode(ids, mask, slot)
+        return lambda ids, mask, slot, rows: graph(ids, mask, slot)
 
-    opened = HostState(lambda bucket, num_beams, steps: StepGraph(model, steps), state_spec(model))
     return GraphRuntime(buckets, num_beams, tokens, encode, opened, adapters, greedy_steps=greedy_steps)
+
+
+def _with_arrays(graph: EncodeGraph | StepGraph) -> Callable[..., list[Array]]:
+    """A graph as a function of NumPy's arrays, in which lists of arrays are written in place."""
+
+    @torch.inference_mode()
+    def call(*inputs: Array | Sequence[Array]) -> list[Array]:
+        given = [as_tensor(each) if isinstance(each, np.ndarray) else list(map(as_tensor, each)) for each in inputs]
+        written = [list(each) if isinstance(each, list) else each for each in given]
+        results = graph(*written)
+        for old, new in zip(given, written, strict=True):
+            if isinstance(old, list):
+                for target, value in zip(old, new, strict=True):
+                    if value is not target:  # a write that returns a new tensor
+                        target.copy_(value)
+        return [as_array(result) for result in results]
+
+    return call
+
+
+def as_tensor(array: Array) -> Tensor:
+    """A tensor with the memory of an array, of which uint16 is bf16."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
+def as_array(tensor: Tensor) -> Array:
+    """An array with the memory of a tensor; bf16 becomes uint16."""
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array

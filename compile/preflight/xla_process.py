@@ -21,11 +21,10 @@ from transformers import AutoConfig
 
 from compile.graphs.kv_cache import write_scatter, write_where
 from compile.graphs.layers import GraphOptions
-from compile.graphs.static import EncodeGraph, StepGraph, graph_module, static_model
+from compile.graphs.static import TORCH_DTYPES, EncodeGraph, StepGraph, graph_module, static_model
 from compile.preflight.error_codes import rejections
 from compile.preflight.hlo import account_of, parse
 from neuron_sum.artifact import AdapterSpec, GraphFile
-from neuron_sum.runtimes.state import TORCH_DTYPES
 
 
 def main() -> None:

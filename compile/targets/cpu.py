@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
 from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import CompileConfig
-from neuron_sum.runtimes import aoti
+from neuron_sum.runtimes import aoti, native
 
 INT8_MAX = 127
 ZERO_POINT = 128
@@ -41,6 +42,21 @@ INDUCTOR = {
     "always_keep_tensor_constants": True,  # no literals for small tensors, because another checkpoint has other values
     "cpp.dynamic_threads": True,  # the number of threads of the machine it runs on, not of the one that compiled it
 }
+
+CONSTANTS = """
+#include <string>
+#include <unordered_map>
+
+using Update = int (*)(void*, void*, bool, bool);
+
+extern "C" int load_constants(Update update, void* container, const char** names, void** tensors, size_t count) {
+  std::unordered_map<std::string, void*> map;
+  for (size_t i = 0; i < count; ++i) map.emplace(names[i], tensors[i]);
+  return update(container, &map, false, true);
+}
+"""
+"""Source of a library in each package: it calls AOTInductorModelContainerUpdateUserManagedConstantBuffer, the function
+of torch 2.8 that sets constants, which takes a C++ map."""
 
 
 class FloatLinear(Linear):
@@ -187,6 +203,8 @@ class CpuTarget:
             with torch.no_grad():
                 exported = torch.export.export(module, inputs, strict=False)
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
+            with zipfile.ZipFile(path, "a") as package:
+                package.writestr(native.CONSTANTS, _constants_library(path.parent / native.CONSTANTS))
         except (RuntimeError, subprocess.CalledProcessError) as error:
             raise CompileError(f"{graph.file}: {error}") from error
 
@@ -212,10 +230,23 @@ def compiler_version() -> str:
     Raises:
         CompileError: If there is no C++ compiler.
     """
-    command = os.environ.get("CXX", "g++")
+    command = _command()
     if shutil.which(command) is None:
         raise CompileError(f"no C++ compiler: {command} is not installed", "run `apt-get install g++` (Debian, Ubuntu)")
     return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _command() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _constants_library(path: Path) -> bytes:
+    """The compiled library of `CONSTANTS`, which is compiled into a file that is removed."""
+    command = [_command(), "-x", "c++", "-", "-O2", "-shared", "-fPIC", "-o", str(path)]
+    subprocess.run(command, input=CONSTANTS.encode(), check=True)
+    content = path.read_bytes()
+    path.unlink()
+    return content
 
 
 @functools.cache

@@ -172,6 +172,10 @@ def summarize(
     base: BaseOption = None,
 ) -> None:
     """Summarize one dialogue."""
+    if run.is_dir():
+        from neuron_sum.runtimes.native import preload
+
+        preload()
     from neuron_sum.data.transcripts import read_dialogue
     from neuron_sum.evaluation.api import Summarizer
     from neuron_sum.sections import parse_sections

@@ -3,25 +3,29 @@
 The weights are stored once, outside the packages, and the graphs of all buckets read the same tensors (weights.py).
 """
 
+import importlib.metadata
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
 from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.platform import cpu
 from neuron_sum.runtimes.graphs import Encode, GraphRuntime
-from neuron_sum.runtimes.slots import load_slots
+from neuron_sum.runtimes.native import Graph, Tensor
 from neuron_sum.runtimes.state import HostState
 from neuron_sum.runtimes.weights import MODEL, SharedWeights
+
+if TYPE_CHECKING:
+    from neuron_sum.runtimes.slots import AdapterSlots
 
 
 def stack() -> dict[str, str]:
     """The versions that the machine code of an artifact requires."""
-    return {"torch": torch.__version__.partition("+")[0]}
+    return {"torch": importlib.metadata.version("torch").partition("+")[0]}
 
 
 def load(artifact: Artifact) -> GraphRuntime:
@@ -33,7 +37,7 @@ def load(artifact: Artifact) -> GraphRuntime:
     """
     manifest = artifact.manifest
     _check(artifact)
-    adapters, stacks = load_slots(artifact)
+    adapters, stacks = _slots(artifact)
     weights = SharedWeights(artifact.path / WEIGHTS, manifest.aliases, stacks)
     graphs = {(g.kind, g.batch, g.source_len, g.target_len, g.num_beams, g.steps): g.file for g in manifest.graphs}
     packages = _Packages(artifact.path, weights)
@@ -46,7 +50,7 @@ def load(artifact: Artifact) -> GraphRuntime:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
 
     assert manifest.state is not None
-    opened = HostState(step, manifest.state)
+    opened = HostState(step, manifest.state, Tensor.of)
     return GraphRuntime(
         manifest.buckets,
         manifest.num_beams,
@@ -66,40 +70,30 @@ class _Packages:
         self._loaded: dict[str, Graph] = {}
         self._lock = threading.Lock()
 
-    def get(self, file: str) -> "Graph":
+    def get(self, file: str) -> Graph:
         with self._lock:
             if file not in self._loaded:
                 with reading(self._folder / file, ArtifactError, RESTORE):
                     graph = Graph(self._folder / file)
-                graph.load(self._weights.get(graph.constants))
+                tensors = self._weights.get(name.removeprefix(MODEL) for name in graph.constants)
+                graph.load({MODEL + name: tensor for name, tensor in tensors.items()})
                 self._loaded[file] = graph
             return self._loaded[file]
 
 
-class Graph:
-    """An AOTInductor package, loaded without torch._inductor, which imports the whole compiler.
+def _slots(artifact: Artifact) -> "tuple[AdapterSlots | None, Mapping[str, NDArray[Any]]]":
+    """The adapter slots, for which torch is imported, and the memory of their stacks."""
+    if artifact.manifest.adapters is None:
+        return None, {}
+    import torch
 
-    Args:
-        path: The .pt2 file.
+    from neuron_sum.runtimes.slots import load_slots
 
-    Attributes:
-        constants: The names of its weights and adapter stacks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
-        self.constants = [name.removeprefix(MODEL) for name in self._loader.get_constant_fqns()]
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the constants, which the graph reads in place; the caller keeps them alive."""
-        constants = {MODEL + name: tensor for name, tensor in tensors.items()}
-        self._loader.load_constants(constants, False, True, True)  # active buffer, all of them, user_managed
-
-    def __call__(self, *inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of the graph in one list. Inputs may be lists of tensors."""
-        flat = [tensor for each in inputs for tensor in ([each] if isinstance(each, Tensor) else each)]
-        outputs: list[Tensor] = self._loader.boxed_run(flat)
-        return outputs
+    slots, stacks = load_slots(artifact)
+    plain = {
+        name: stack.view(torch.uint16) if stack.dtype == torch.bfloat16 else stack for name, stack in stacks.items()
+    }
+    return slots, {name: stack.numpy() for name, stack in plain.items()}
 
 
 def _check(artifact: Artifact) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from neuron_sum.artifact import Bucket, SpecialTokens
@@ -15,8 +15,10 @@ from neuron_sum.runtimes.base import Shapes, StepRuntime
 from neuron_sum.runtimes.rolling import RollingBatch, rolling_session
 from neuron_sum.runtimes.search import Counts, new_search, search
 from neuron_sum.runtimes.sections import SectionRules
-from neuron_sum.runtimes.slots import AdapterSlots
 from neuron_sum.sections import SectionCoder
+
+if TYPE_CHECKING:
+    from neuron_sum.runtimes.slots import AdapterSlots
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class StepGenerator:
         return self.runtime.num_beams
 
     @property
-    def adapters(self) -> AdapterSlots | None:
+    def adapters(self) -> "AdapterSlots | None":
         """See `CompiledGenerator`."""
         return self.runtime.adapters
 
@@ -82,7 +84,7 @@ class StepGenerator:
         for bucket in self.runtime.buckets:
             rows = [[self.runtime.tokens.ends[0]] * bucket.source_len] * bucket.batch
             for num_beams in self.runtime.num_beams:
-                with self.runtime.turn(), torch.inference_mode():
+                with self.runtime.turn():
                     session = self.runtime.begin(bucket, num_beams, rows, [0] * bucket.batch)
                     session.step(session.start, np.zeros_like(session.start))
                     if session.greedy is not None:
@@ -105,7 +107,7 @@ class StepGenerator:
             rows = [prompts[index] for index in batch]
             bucket = choose_bucket(self, len(rows), max(map(len, rows)), settings)
             self.used.add(bucket)
-            with self.lease([names[index] for index in batch]) as leased, self.runtime.turn(), torch.inference_mode():
+            with self.lease([names[index] for index in batch]) as leased, self.runtime.turn():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
                 if self.one_step:
                     session.greedy = None
@@ -126,7 +128,7 @@ class StepGenerator:
             bucket = choose_bucket(self, len(rows), max(map(len, rows)), settings)
             self.used.add(bucket)
             names = [self.default_adapter] * len(batch)
-            with self.lease(names) as leased, self.runtime.turn(), torch.inference_mode():
+            with self.lease(names) as leased, self.runtime.turn():
                 session = self.runtime.begin(bucket, settings.num_beams, rows, leased)
                 candidates = session.step(session.start, np.zeros_like(session.start))
                 results[batch] = candidates.all_logits()[:, 0, list(tokens)]

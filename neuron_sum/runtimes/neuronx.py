@@ -28,7 +28,7 @@ from neuron_sum.platform.machine import package_version
 from neuron_sum.runtimes.device import check_family, take_cores
 from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.slots import AdapterSlots, load_slots
-from neuron_sum.runtimes.state import Step
+from neuron_sum.runtimes.state import Array, Result, Step
 from neuron_sum.runtimes.weights import MODEL
 
 STATE, CONSTANT = "state_", "constants_"
@@ -63,9 +63,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     def encode(bucket: Bucket) -> Encode:
         graph = graphs.get(files["encode", bucket.batch, bucket.source_len, None, None, 1])
 
-        def call(ids: Tensor, mask: Tensor, slot: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        def call(ids: Array, mask: Array, slot: Array, rows: Array) -> Sequence[Result]:
             graphs.renew_stacks()
-            graph.run(input_ids=ids, attention_mask=mask, rows=rows, slot=slot)
+            graph.run_arrays(input_ids=ids, attention_mask=mask, rows=rows, slot=slot)
             return ()  # the results are in the buffers
 
         return call
@@ -96,9 +96,9 @@ class _DeviceState:
 
     graph: "Callable[[Bucket, int, int], _Graph]"
 
-    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor] = ()) -> Step:
+    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Result] = ()) -> Step:
         """See `BatchState`."""
-        return lambda tokens, position, ancestors, slot, steps: self.graph(bucket, num_beams, steps).run(
+        return lambda tokens, position, ancestors, slot, steps: self.graph(bucket, num_beams, steps).run_arrays(
             tokens=tokens, position=position, ancestors=ancestors, slot=slot
         )
 
@@ -116,7 +116,7 @@ class _DeviceRows:
     can_move: ClassVar[bool] = False
     """No graph copies the keys and values of a row."""
 
-    def write(self, rows: Sequence[int], constants: Sequence[Tensor], encoded_len: int, source_len: int) -> None:
+    def write(self, rows: Sequence[int], constants: Sequence[Result], encoded_len: int, source_len: int) -> None:
         """See `Rows`."""
 
     def resize(self, count: int, old: int, new: int) -> None:
@@ -155,6 +155,16 @@ def _open(artifact: Artifact) -> "tuple[_Graphs, AdapterSlots | None]":
     return _Graphs(artifact, adapters), adapters
 
 
+class _OnDevice:
+    """An output that is read from the device by np.asarray()."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self.shape = tensor, tensor.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self._tensor.cpu().numpy()
+
+
 class _Graph:
     """One loaded graph.
 
@@ -182,6 +192,12 @@ class _Graph:
         if self.entry.kind == "encode":
             outputs[0].cpu()  # nobody else waits for the buffers that it writes
         return outputs
+
+    @torch.inference_mode()
+    def run_arrays(self, **inputs: Array) -> list[_OnDevice]:
+        """The same with arrays."""
+        outputs = self.run(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return [_OnDevice(output) for output in outputs]
 
     def run_example(self, token: int = 1, row: int | None = None) -> list[Tensor]:
         """Run the graph with inputs of its shape, all ones, thus with the first adapter slot.

@@ -10,15 +10,14 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from neuron_sum.artifact import Bucket
 from neuron_sum.errors import ArtifactError
 from neuron_sum.runtimes.base import Candidates, Greedy, StepRuntime
 from neuron_sum.runtimes.graphs import GraphRuntime
 from neuron_sum.runtimes.search import Search
+from neuron_sum.runtimes.state import Result
 
 Lease = Callable[[Sequence[str | None]], AbstractContextManager[list[int]]]
 
@@ -59,8 +58,7 @@ class RollingBatch:
                 all_leases.callback(self._end_turn)
             leases = [all_leases.enter_context(ExitStack()) for _ in prompts]
             slots = [lease.enter_context(self._lease([name]))[0] for lease, name in zip(leases, adapters, strict=True)]
-            with torch.inference_mode():
-                started = self._session.join(rows, prompts, slots)
+            started = self._session.join(rows, prompts, slots)
             for row, prompt, tokens, lease in zip(rows, prompts, started, leases, strict=True):
                 self._search.start(row, prompt if self._session.has_prompts else tokens[:1], tokens)
                 self._tickets[row], self._joined = self._joined, self._joined + 1
@@ -69,10 +67,9 @@ class RollingBatch:
 
     def step(self) -> list[tuple[int, list[int]]]:
         """See `RunningBatch`."""
-        with torch.inference_mode():
-            self._compact()
-            count = max(self._tickets) + 1
-            self._search.step(self._session, count)
+        self._compact()
+        count = max(self._tickets) + 1
+        self._search.step(self._session, count)
         self._used.add(self._session.bucket(count))
         finished = [row for row in sorted(self._tickets) if not self._search.is_running[row]]
         results = [(self._tickets[row], self._release(row)) for row in finished]
@@ -157,9 +154,9 @@ class RollingSession:
         self._lengths = dict[int, int]()
         largest = shapes[self.batch(self.rows), self._source_lens[-1]]
         self._largest = largest
-        self._tokens = torch.full((largest.batch, num_beams), runtime.tokens.pad)
-        self._position, self._slot = (torch.zeros(largest.batch, dtype=torch.int64) for _ in range(2))
-        self._ancestors = torch.zeros(largest.batch, num_beams, largest.target_len, dtype=torch.int64)
+        self._tokens = np.full((largest.batch, num_beams), runtime.tokens.pad)
+        self._position, self._slot = (np.zeros(largest.batch, dtype=np.int64) for _ in range(2))
+        self._ancestors = np.zeros((largest.batch, num_beams, largest.target_len), dtype=np.int64)
         self._kept = runtime.open.rows(largest, num_beams, self._source_lens)
         self.can_move = self._kept.can_move
         several = runtime.greedy_steps if num_beams == 1 else 1
@@ -197,45 +194,43 @@ class RollingSession:
             self._kept.resize(max(self._lengths) + 1, self._source_len, source_len)
         self._source_len = source_len
         self._kept.write(rows, constants, bucket.source_len, source_len)
-        at = torch.tensor(rows)
-        self._position[at], self._slot[at] = 0, slot[: len(rows)]
+        self._position[list(rows)], self._slot[list(rows)] = 0, slot[: len(rows)]
         self._lengths.update(lengths)  # last: after an error, none has joined
-        tokens: NDArray[np.int64] = first[: len(rows), None].expand(-1, self._beams).numpy()
-        return tokens
+        return first[: len(rows), None].repeat(self._beams, axis=1)
 
     def step(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> Candidates:
         """See `Steps`, for the first rows; the others are not in use."""
         count = len(tokens)
         if self._beams > 1:
             past = self._ancestors[:count]
-            past.copy_(past.gather(1, torch.from_numpy(rows).unsqueeze(-1).expand_as(past)))
-            past[torch.arange(count), :, self._position[:count]] = torch.arange(self._beams)
+            past[...] = np.take_along_axis(past, rows[..., None], axis=1)
+            past[np.arange(count), :, self._position[:count]] = np.arange(self._beams)
         values, ids, log_sum, logits = self._call(tokens, 1)
-        selected = [part.cpu().numpy()[:count] for part in (values, ids, log_sum)]
-        return Candidates(selected[0], selected[1], selected[2], logits.shape[-1], lambda: logits.cpu().numpy()[:count])
+        selected = [np.asarray(part)[:count] for part in (values, ids, log_sum)]
+        return Candidates(selected[0], selected[1], selected[2], logits.shape[-1], lambda: np.asarray(logits)[:count])
 
     def _several(self, steps: int, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `Greedy.call`, for the first rows."""
-        chosen, logits = (part.cpu().numpy()[: len(tokens)] for part in self._call(tokens, steps))
+        chosen, logits = (np.asarray(part)[: len(tokens)] for part in self._call(tokens, steps))
         return chosen, logits
 
-    def _call(self, tokens: NDArray[np.int64], steps: int) -> Sequence[Tensor]:
+    def _call(self, tokens: NDArray[np.int64], steps: int) -> Sequence[Result]:
         count = len(tokens)
         bucket = self.bucket(count)
-        self._tokens[:count] = torch.from_numpy(tokens)
-        given = [tensor[: bucket.batch] for tensor in (self._tokens, self._position, self._ancestors, self._slot)]
+        self._tokens[:count] = tokens
+        given = [array[: bucket.batch] for array in (self._tokens, self._position, self._ancestors, self._slot)]
         results = self._kept.step(bucket)(given[0], given[1], given[2], given[3], steps)
-        # A finished row that no prompt has taken repeats its last step. A new tensor, because on a device the call may
+        # A finished row that no prompt has taken repeats its last step. A new array, because on a device the call may
         # still read the old one.
-        used = (self._position[:count] + steps).clamp(max=self._largest.target_len - 1)
-        self._position = torch.cat([used, self._position[count:]])
+        used = np.minimum(self._position[:count] + steps, self._largest.target_len - 1)
+        self._position = np.concatenate([used, self._position[count:]])
         return results
 
     def move(self, source: int, target: int) -> None:
         """Move a row to a free one."""
         self._kept.move(source, target, self._source_len)
-        for tensor in (self._tokens, self._position, self._ancestors, self._slot):
-            tensor[target] = tensor[source]
+        for array in (self._tokens, self._position, self._ancestors, self._slot):
+            array[target] = array[source]
         self._lengths[target] = self._lengths.pop(source)
 
     def release(self, row: int) -> None:

@@ -4,20 +4,24 @@ All buckets of a running batch share the memory of the largest, because the rows
 """
 
 import math
-import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from neuron_sum.artifact import Bucket, StateSpec
+from neuron_sum.runtimes.native import zeros
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: "dict[str, np.dtype[Any]]" = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+"""The dtypes of arrays: NumPy has no bf16, so an array of uint16 has its bits."""
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, int], Sequence[Tensor]]
+Array = NDArray[Any]
+Result = Any
+"""An array, or an object that np.asarray() converts, with a shape."""
+Step = Callable[[Array, Array, Array, Array, int], Sequence[Result]]
 """(tokens, position, ancestors, slot, steps) -> the results of `StepGraph` in compile/graphs/static.py, bound to the
 constants and the state of one batch."""
 
@@ -29,7 +33,7 @@ class Rows(Protocol):
     def can_move(self) -> bool:
         """Whether `move` works."""
 
-    def write(self, rows: Sequence[int], constants: Sequence[Tensor], encoded_len: int, source_len: int) -> None:
+    def write(self, rows: Sequence[int], constants: Sequence[Result], encoded_len: int, source_len: int) -> None:
         """Set the constants of rows.
 
         Args:
@@ -52,7 +56,7 @@ class Rows(Protocol):
 class BatchState(Protocol):
     """The place of the constants and the state of batches."""
 
-    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
+    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Result]) -> Step:
         """The step of a new batch."""
 
     def rows(self, largest: Bucket, num_beams: int, source_lens: Sequence[int]) -> Rows:
@@ -73,15 +77,17 @@ class HostState:
         graph: A function of bucket, beam width and number of steps that returns the step graph, (tokens, position,
             ancestors, slot, constants, state) -> results.
         spec: The shape of the state.
+        hold: A function that converts an array, once, into an input of many calls with the same memory.
     """
 
     graph: Callable[[Bucket, int, int], Callable[..., Any]]
     spec: StateSpec
+    hold: Callable[[Result], Any] = np.asarray
 
-    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Tensor]) -> Step:
+    def __call__(self, bucket: Bucket, num_beams: int, constants: Sequence[Result]) -> Step:
         """See `BatchState`."""
-        state = [torch.zeros(shape, dtype=dtype) for shape, dtype in self.tensors(bucket, num_beams)]
-        graph, inputs = cache(partial(self.graph, bucket, num_beams)), list(constants)
+        state = [self.hold(zeros(shape, dtype)) for shape, dtype in self.tensors(bucket, num_beams)]
+        graph, inputs = cache(partial(self.graph, bucket, num_beams)), [self.hold(each) for each in constants]
         return lambda tokens, position, ancestors, slot, steps: graph(steps)(
             tokens, position, ancestors, slot, inputs, state
         )
@@ -90,11 +96,11 @@ class HostState:
         """See `BatchState`."""
         return HostRows(self, largest, num_beams, source_lens)
 
-    def tensors(self, bucket: Bucket, num_beams: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def tensors(self, bucket: Bucket, num_beams: int) -> list[tuple[tuple[int, ...], "np.dtype[Any]"]]:
         """Shapes and dtypes of the state."""
         spec = self.spec
         shape = (bucket.batch, spec.heads, bucket.target_len * num_beams, spec.head_dim)
-        return [(shape, TORCH_DTYPES[spec.dtype])] * spec.tensors
+        return [(shape, DTYPES[spec.dtype])] * spec.tensors
 
 
 class HostRows:
@@ -111,26 +117,27 @@ class HostRows:
 
     def __init__(self, host: HostState, largest: Bucket, num_beams: int, source_lens: Sequence[int]) -> None:
         self._host, self._largest, self._beams, self._source_lens = host, largest, num_beams, source_lens
-        self._state = [_RowTensor(shape[1:], largest.batch, dtype) for shape, dtype in host.tensors(largest, num_beams)]
-        self._constants: list[_RowTensor] = []
-        self._views: dict[Bucket, tuple[list[Tensor], list[Tensor]]] = {}
+        self._state = [_RowArray(shape[1:], largest.batch, dtype) for shape, dtype in host.tensors(largest, num_beams)]
+        self._constants: list[_RowArray] = []
+        self._views: dict[Bucket, tuple[list[Any], list[Any]]] = {}
 
-    def write(self, rows: Sequence[int], constants: Sequence[Tensor], encoded_len: int, source_len: int) -> None:
+    def write(self, rows: Sequence[int], constants: Sequence[Result], encoded_len: int, source_len: int) -> None:
         """See `Rows`."""
+        arrays = [np.asarray(each) for each in constants]
         if not self._constants:
             # The source bias comes first; keys and values have the source in their third dimension.
-            axes = [3 if index == 0 else 2 if tensor.ndim == 4 else None for index, tensor in enumerate(constants)]
+            axes = [3 if index == 0 else 2 if array.ndim == 4 else None for index, array in enumerate(arrays)]
             self._constants = [
-                _RowTensor(tensor.shape[1:], self._largest.batch, tensor.dtype, axis, encoded_len, self._source_lens)
-                for tensor, axis in zip(constants, axes, strict=True)
+                _RowArray(array.shape[1:], self._largest.batch, array.dtype, axis, encoded_len, self._source_lens)
+                for array, axis in zip(arrays, axes, strict=True)
             ]
-        for index, (kept, tensor) in enumerate(zip(self._constants, constants, strict=True)):
-            kept.write(rows, tensor[: len(rows)], source_len, _padding(tensor) if index == 0 else None)
+        for index, (kept, array) in enumerate(zip(self._constants, arrays, strict=True)):
+            kept.write(rows, array[: len(rows)], source_len, _padding(array) if index == 0 else None)
 
     def resize(self, count: int, old: int, new: int) -> None:
         """See `Rows`."""
         # All copies come first: without memory for one, nothing has changed.
-        copies = [kept.first(count, old).clone() for kept in self._constants]
+        copies = [kept.copy(count, old) for kept in self._constants]
         for index, (kept, values) in enumerate(zip(self._constants, copies, strict=True)):
             kept.write(range(count), values, new, _padding(values) if index == 0 else None)
 
@@ -138,20 +145,13 @@ class HostRows:
         """See `Rows`."""
         if bucket not in self._views:
             self._views[bucket] = (
-                [kept.first(bucket.batch, bucket.source_len) for kept in self._constants],
-                [kept.first(bucket.batch) for kept in self._state],
+                [self._host.hold(kept.first(bucket.batch, bucket.source_len)) for kept in self._constants],
+                [self._host.hold(kept.first(bucket.batch)) for kept in self._state],
             )
         constants, state = self._views[bucket]
-
-        def call(tokens: Tensor, position: Tensor, ancestors: Tensor, slot: Tensor, steps: int) -> Sequence[Tensor]:
-            written, graph = list(state), self._host.graph(bucket, self._beams, steps)
-            results: Sequence[Tensor] = graph(tokens, position, ancestors, slot, constants, written)
-            for old, new in zip(state, written, strict=True):
-                if new is not old:  # a write that returns a new tensor
-                    old.copy_(new)
-            return results
-
-        return call
+        return lambda tokens, position, ancestors, slot, steps: self._host.graph(bucket, self._beams, steps)(
+            tokens, position, ancestors, slot, constants, state
+        )
 
     def move(self, source: int, target: int, source_len: int) -> None:
         """See `Rows`."""
@@ -160,14 +160,14 @@ class HostRows:
             rows[target] = rows[source]
 
 
-class _RowTensor:
-    """A tensor with the rows of the largest bucket, of which a bucket of fewer or shorter rows uses the beginning.
+class _RowArray:
+    """An array with the rows of the largest bucket, of which a bucket of fewer or shorter rows uses the beginning.
 
     Args:
         shape: The shape of a row.
         rows: The number of rows.
         dtype: The data type.
-        axis: The dimension of the source in a batch; None for tensors without one.
+        axis: The dimension of the source in a batch; None for arrays without one.
         source_len: The number of source tokens in `shape`, where a soft prompt may add others.
         source_lens: All numbers of source tokens.
     """
@@ -176,7 +176,7 @@ class _RowTensor:
         self,
         shape: Sequence[int],
         rows: int,
-        dtype: torch.dtype,
+        dtype: "np.dtype[Any]",
         axis: int | None = None,
         source_len: int = 0,
         source_lens: Sequence[int] = (0,),
@@ -189,15 +189,18 @@ class _RowTensor:
                 sizes[axis - 1] += length - source_len
             self._shapes[length] = tuple(sizes)
         count = rows * max(math.prod(sizes) for sizes in self._shapes.values())
-        # Mapped memory is zero, and takes no memory until a row is used.
-        self._flat = torch.frombuffer(mmap.mmap(-1, max(count, 1) * dtype.itemsize), dtype=dtype, count=count)
+        self._flat = zeros((count,), dtype)
 
-    def first(self, rows: int, source_len: int = 0) -> Tensor:
+    def first(self, rows: int, source_len: int = 0) -> Array:
         """The first rows, for a number of source tokens."""
         shape = (rows, *self._shapes.get(source_len, next(iter(self._shapes.values()))))
-        return self._flat[: math.prod(shape)].view(shape)
+        return self._flat[: math.prod(shape)].reshape(shape)
 
-    def write(self, rows: Sequence[int], values: Tensor, source_len: int, padding: float | None) -> None:
+    def copy(self, rows: int, source_len: int) -> Array:
+        """A copy of the first rows."""
+        return self.first(rows, source_len).copy()
+
+    def write(self, rows: Sequence[int], values: Array, source_len: int, padding: float | None) -> None:
         """Write rows that may have fewer or more source tokens.
 
         Args:
@@ -211,13 +214,13 @@ class _RowTensor:
             if self._axis is None:
                 target[row] = value
                 continue
-            axis = self._axis - 1
-            length = min(target[row].shape[axis], value.shape[axis])
-            target[row].narrow(axis, 0, length).copy_(value.narrow(axis, 0, length))
+            to, of = target[row].swapaxes(0, self._axis - 1), value.swapaxes(0, self._axis - 1)
+            length = min(len(to), len(of))
+            to[:length] = of[:length]
             if padding is not None:
-                target[row].narrow(axis, length, target[row].shape[axis] - length).fill_(padding)
+                to[length:] = padding
 
 
-def _padding(bias: Tensor) -> float:
+def _padding(bias: Array) -> float:
     """The bias of a source token that is not there: finite, and so low that its weight is exactly 0."""
-    return float(torch.finfo(bias.dtype).min)
+    return float(np.finfo(bias.dtype).min)

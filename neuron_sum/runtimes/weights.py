@@ -1,21 +1,30 @@
 """One set of weights for all graphs; each tensor is created once, in the layout that the graphs require."""
 
+import json
 import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from neuron_sum.artifact import RESTORE
 from neuron_sum.errors import ArtifactError, reading
+from neuron_sum.runtimes.native import Tensor
+from neuron_sum.runtimes.packing import Packer
 
 ALIGNMENT = 64
 """Bytes, the width of AVX-512."""
 
 MODEL = "model."
 """Prefix of the tensor names in a graph; compile/graphs/static.py and compile/targets/neuron.py."""
+EMBEDDING = "embedding"
+"""The tensor of which only the rows of a batch's tokens are read, so that it stays in the mapped file."""
+
+DTYPES = {"F32": np.float32, "BF16": np.uint16, "I64": np.int64, "I32": np.int32, "I8": np.int8}
+"""The dtypes of safetensors; NumPy has no bf16."""
+
 PACKED, PLAIN = ".packed", ".weight"
 """Suffixes: a name with PACKED is the weight of the same name with PLAIN in oneDNN's blocked layout."""
 
@@ -26,17 +35,17 @@ class SharedWeights:
     Args:
         path: The file; it stays mapped, and unused tensors are never read.
         aliases: The stored name of each tensor with another name.
-        others: Additional tensors, such as adapter stacks, returned unchanged.
+        others: Additional tensors, such as adapter stacks, whose memory is shared.
 
     Raises:
         ArtifactError: If the file is damaged. `get` raises it if a tensor is missing.
     """
 
-    def __init__(self, path: Path, aliases: Mapping[str, str], others: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, aliases: Mapping[str, str], others: Mapping[str, NDArray[Any]]) -> None:
         with reading(path, ArtifactError, RESTORE):
-            self._file = safe_open(path, framework="pt")
-        self._path = path
-        self._aliases, self._tensors = dict(aliases), dict(others)
+            self._stored = _read(path)
+        self._path, self._aliases, self._packer = path, dict(aliases), Packer()
+        self._tensors = {name: Tensor.of(array) for name, array in others.items()}
 
     def get(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names; every call returns the same objects."""
@@ -44,42 +53,48 @@ class SharedWeights:
         missing = [name for name in names if name not in self._tensors]
         for name in missing:
             if name.endswith(PACKED):
-                self._tensors[name] = packed(self._read(name.removesuffix(PACKED) + PLAIN))
-        self._tensors.update(_on_huge_pages({n: self._read(n) for n in missing if not n.endswith(PACKED)}))
+                self._tensors[name] = self._packer.pack(self._array(name.removesuffix(PACKED) + PLAIN))
+        plain = {name: self._array(name) for name in missing if not name.endswith(PACKED)}
+        read = _on_huge_pages({name: array for name, array in plain.items() if name != EMBEDDING})
+        self._tensors.update((name, Tensor.of(array)) for name, array in {**plain, **read}.items())
         return {name: self._tensors[name] for name in names}
 
-    def _read(self, name: str) -> Tensor:
+    def _array(self, name: str) -> NDArray[Any]:
         with reading(self._path, ArtifactError, RESTORE):
-            tensor: Tensor = self._file.get_tensor(self._aliases.get(name, name))  # type: ignore[no-untyped-call]
-        return tensor
+            return self._stored[self._aliases.get(name, name)]
 
 
-def packed(weight: Tensor) -> Tensor:
-    """A weight (out, in) in oneDNN's blocked layout for this CPU."""
-    if weight.dtype == torch.int8:
-        blocked: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
-    else:
-        blocked = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return blocked
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file, in its mapped memory; see https://huggingface.co/docs/safetensors."""
+    content = np.memmap(path, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    if start > len(content):
+        raise ValueError("its header is incomplete")
+    header = json.loads(content[8:start].tobytes())
+    return {
+        name: content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        .view(DTYPES[entry["dtype"]])
+        .reshape(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
-def _on_huge_pages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors in one block of memory for which huge pages are requested.
+def _on_huge_pages(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Copies of the arrays in one block of memory for which huge pages are requested.
 
     A step reads every weight once, and with small pages the address lookup can take as long as reading
     (docs/performance.md). A mapped file has no huge pages.
     """
-    aligned = {
-        name: -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for name, tensor in tensors.items()
-    }
+    aligned = {name: -(-array.nbytes // ALIGNMENT) * ALIGNMENT for name, array in arrays.items()}
     if not aligned:
         return {}
     block = mmap.mmap(-1, sum(aligned.values()) + ALIGNMENT)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
-    copies, offset = {}, 0
-    for name, tensor in tensors.items():
-        copy = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel(), offset=offset).view(tensor.shape)
-        copies[name] = copy.copy_(tensor)
+    copies, offset = dict[str, NDArray[Any]](), 0
+    for name, array in arrays.items():
+        copies[name] = np.ndarray(array.shape, array.dtype, block, offset)
+        copies[name][...] = array
         offset += aligned[name]
     return copies

@@ -90,6 +90,14 @@ def test_added_tokens_and_settings_are_those_of_transformers(shared_data: Path, 
         check_equal(tmp_path / name)
 
 
+def test_modules_of_an_artifact_do_not_import_torch() -> None:
+    code = (
+        "import sys, neuron_sum.runtimes.aoti, neuron_sum.runtimes.load, neuron_sum.evaluation.generate;"
+        "assert not {'transformers', 'torch'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 WITHOUT = """
 import sys
 from pathlib import Path

@@ -35,7 +35,6 @@ from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
-from neuron_sum.runtimes import weights as weight_store
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.training.train import train
@@ -171,7 +170,8 @@ def test_every_projection_multiplies_with_its_weight(dtype: str, tolerance: floa
     options = GraphOptions(dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
     layer = cpu_target.LINEARS[dtype](parts, 64, options)
     stored = layer.weights(state)
-    packed = weight_store.packed(stored["weight"])
+    pack = torch.ops.onednn.qlinear_prepack if dtype == "int8" else torch.ops.mkldnn._reorder_linear_weight
+    packed = pack(stored["weight"], None)
     for name, tensor in stored.items():
         setattr(layer, name, torch.nn.Parameter(tensor, requires_grad=False) if name == "weight" else tensor)
     del layer.packed

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
@@ -357,7 +358,7 @@ def test_keys_and_values_of_another_example_are_detected(cases: dict[str, Case])
     case = cases["t5-untied-gated"]
 
     def encode(bucket: Bucket) -> Any:
-        return lambda *inputs: [part.roll(1, 0) for part in case.runtime.encode(bucket)(*inputs)]
+        return lambda *inputs: [np.roll(part, 1, 0) for part in case.runtime.encode(bucket)(*inputs)]
 
     swapped = GraphRuntime(case.runtime.buckets, case.runtime.num_beams, case.runtime.tokens, encode, case.runtime.open)
     asked = GenerateConfig(max_new_tokens=TARGET_LEN)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from joining import rolled
 from micro_models import LLAMA_CONFIG
+from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig, T5Config
 
 from compile.graphs.kv_cache import write_where
@@ -19,6 +20,7 @@ from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
+from neuron_sum.runtimes import state
 from neuron_sum.runtimes.generation import StepGenerator
 
 VOCABULARY, TARGET_LEN, SOURCE_LENS = 48, 14, (12, 24)
@@ -190,15 +192,15 @@ def test_without_memory_for_a_longer_prompt_the_others_keep_their_rows(
     batch = generator.roll(settings)
     assert batch is not None and expected[0] != expected[1]
     numbers = batch.join(short, ["a"] * 2)
-    done, calls, clone = dict(batch.step()), count(), torch.Tensor.clone
+    done, calls, copy = dict(batch.step()), count(), state._RowArray.copy
 
-    def limited(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+    def limited(*arguments: Any) -> NDArray[Any]:
         if next(calls) >= copied:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return clone(tensor, **options)
+            raise MemoryError("Unable to allocate")
+        return copy(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't allocate memory"):
-        patch.setattr(torch.Tensor, "clone", limited)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(state._RowArray, "copy", limited)
         batch.join([[9] * SOURCE_LENS[-1]], [None])
     while batch.running:
         done.update(dict(batch.step()))
