@@ -77,11 +77,13 @@ class Run:
         tokens: The new tokens of the first example.
         cpu_s: The CPU time in seconds.
         wall_s: The wall time in seconds.
+        total_cpu_s: The CPU time in seconds since the start of the process.
     """
 
     tokens: list[int]
     cpu_s: float
     wall_s: float
+    total_cpu_s: float = 0.0
 
 
 Runs = dict[str, list[Run]]
@@ -110,6 +112,9 @@ def peers_of(dtype: str, *, llama: bool) -> tuple[str, ...]:
         if system.dtype == dtype and (system.llama if llama else system.t5) and not name.startswith("ours-")
     )
 
+
+COLD_S, COLD_RATIO = 2.0, 1.1
+"""Targets of the first answer of a new process: seconds, and relative to CTranslate2 with the same dtype."""
 
 T5_TARGETS = (
     Target("ours-int8", peers_of("int8", llama=False), {1: 1.3, 8: 1.3}),
@@ -175,7 +180,8 @@ def main() -> None:
         batch, threads = options.batches[0], options.threads[0]
         jobs = jobs_for(work, names, model, batch, threads)
         title = f"\n{model}, cold start, batch {batch}, {threads} thread(s), {options.cold} processes each"
-        console.emit({}, cold_table(title, cold_starts(jobs, options.cold)))
+        starts = cold_starts(jobs, options.cold)
+        console.emit({}, cold_table(title, starts), *cold_verdicts(starts))
 
 
 def jobs_for(work: Path, names: list[str], model: str, batch: int, threads: int) -> dict[str, Job]:
@@ -334,7 +340,7 @@ class Worker:
         if [len(row) for row in tokens] != [new_tokens] * len(input_ids):
             lengths = [len(row) for row in tokens]
             raise SystemExit(f"{self._name} generated {lengths} tokens instead of {new_tokens} per row")
-        return Run(tokens[0], answer["cpu_s"], answer["wall_s"])
+        return Run(tokens[0], answer["cpu_s"], answer["wall_s"], answer["total_cpu_s"])
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -434,11 +440,12 @@ def speed_table(title: str, jobs: dict[str, Job], runs: Runs) -> Table:
 
 
 class ColdStart(NamedTuple):
-    """Seconds of a new process: from start to ready, of which loading, and from start to the first answer."""
+    """Seconds of a new process: from start to ready, of which loading, from start to the first answer, and its CPU."""
 
     ready_s: float
     load_s: float
     answer_s: float
+    cpu_s: float
 
 
 def cold_starts(jobs: dict[str, Job], processes: int) -> dict[str, list[ColdStart]]:
@@ -448,13 +455,15 @@ def cold_starts(jobs: dict[str, Job], processes: int) -> dict[str, list[ColdStar
         for name, job in jobs.items():
             with Worker(name, job) as worker:
                 first = worker.generate(inputs(job.batch))
-                starts[name].append(ColdStart(worker.ready_s, worker.load_s, worker.ready_s + first.wall_s))
+                answer_s = worker.ready_s + first.wall_s
+                starts[name].append(ColdStart(worker.ready_s, worker.load_s, answer_s, first.total_cpu_s))
     return starts
 
 
 def cold_table(title: str, starts: dict[str, list[ColdStart]]) -> Table:
-    """The three times of each system, and the speed relative to transformers' from_pretrained."""
-    columns = ("ready s", "of which loading s", "first answer s", "× ready", "× loading", "× first answer")
+    """The times of each system, and the speed relative to transformers' from_pretrained."""
+    names = ("ready", "loading", "first answer", "CPU")
+    columns = (*(f"{name} s" for name in names), *(f"× {name}" for name in names))
     table = console.table("system", *columns, title=title)
     references = list(zip(*starts[REFERENCE], strict=True))
     for name in starts:
@@ -465,6 +474,24 @@ def cold_table(title: str, starts: dict[str, list[ColdStart]]) -> Table:
             *(_ratio(reference, seconds) for reference, seconds in zip(references, times, strict=True)),
         )
     return table
+
+
+def cold_verdicts(starts: dict[str, list[ColdStart]]) -> list[str]:
+    """A line for each target of our systems: the seconds of the first answer, and the ratio to CTranslate2's."""
+    lines = []
+    for name, own in starts.items():
+        if not name.startswith("ours-"):
+            continue
+        seconds = statistics.median(start.answer_s for start in own)
+        held = "held" if seconds <= COLD_S else "missed"
+        lines.append(f"{name}, first answer: target {COLD_S} s, {seconds:.2f} s: {held}")
+        peer = f"ctranslate2-{name.removeprefix('ours-')}"
+        if pairs := list(zip(own, starts.get(peer, ()), strict=False)):
+            wall = statistics.median(one.answer_s / other.answer_s for one, other in pairs)
+            cpu = statistics.median(one.cpu_s / other.cpu_s for one, other in pairs)
+            held = "held" if wall <= COLD_RATIO else "missed"
+            lines.append(f"{name} against {peer}: target {COLD_RATIO}, ratio {wall:.2f} (CPU {cpu:.2f}): {held}")
+    return lines
 
 
 def _ratio(reference: Sequence[float] | None, seconds: Sequence[float]) -> str:

@@ -3,8 +3,9 @@
     python benchmarks/peers.py SYSTEM --checkpoint FOLDER --artifact FOLDER --batch 1 --threads 1
 
 It loads the model, reports it in a line of JSON on standard output, and then answers each line of JSON on standard
-input: `{"input_ids": [[…], …], "new_tokens": …}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …}` out. It exits at
-the end of its input. If the artifact's folder does not exist, the model is converted or compiled first.
+input: `{"input_ids": [[…], …], "new_tokens": …}` in, `{"tokens": [[…], …], "cpu_s": …, "wall_s": …, "total_cpu_s": …}`
+out, where the last is the CPU time since the start of the process. It exits at the end of its input. If the artifact's
+folder does not exist, the model is converted or compiled first.
 
 It runs in the peers' environment and in the project's, so it imports a system's libraries only for that system.
 """
@@ -109,7 +110,7 @@ def main() -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         tokens = generate(request["input_ids"], request["new_tokens"])
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
-        _answer(answers, {"tokens": tokens, "cpu_s": cpu_s, "wall_s": wall_s})
+        _answer(answers, {"tokens": tokens, "cpu_s": cpu_s, "wall_s": wall_s, "total_cpu_s": time.process_time()})
 
 
 def once(folder: Path, build: Callable[[Path], object]) -> None:
@@ -136,13 +137,13 @@ def _neuron_sum(job: Job, *, dtype: str) -> Generate:
     Returns:
         A function that generates greedily, without an earlier end of sequence.
     """
-    import torch
+    from neuron_sum.runtimes.native import preload
 
+    preload()
     from neuron_sum.artifact import open_artifact
     from neuron_sum.recipes.schema import GenerateConfig
     from neuron_sum.runtimes.load import load_generator
 
-    torch.set_num_threads(job.threads)
     if not job.artifact.exists():
         from compile.exporters.own import build, make_plan
         from compile.source import open_source
@@ -356,7 +357,7 @@ _openvino_system = partial(
     peer=True,
 )
 _llama_cpp_system = partial(System, modules=("llama_cpp",), packages=("llama-cpp-python",), peer=True, t5=False)
-_neuron_sum_system = partial(System, modules=("torch",), packages=("neuron-sum", "torch"), fixed=True)
+_neuron_sum_system = partial(System, modules=(), packages=("neuron-sum", "torch"), fixed=True)
 
 SYSTEMS: dict[str, System] = {
     "transformers-fp32": _transformers_system(partial(_transformers, dtype="float32"), dtype="fp32"),

@@ -54,3 +54,17 @@ def test_the_targets_name_every_peer_of_a_dtype(generation: Any) -> None:
     assert {"openvino-int8", "ctranslate2-int8", "onnxruntime-int8-blocks"} < set(t5["ours-int8"])
     assert set(t5["ours-bf16"]) == {"transformers-bf16", "openvino-bf16"}
     assert set(llama["ours-bf16"]) == {"transformers-bf16", "openvino-bf16", "llama.cpp-bf16"}
+
+
+def test_the_first_answer_has_a_target_in_seconds_and_one_relative_to_ctranslate2(generation: Any) -> None:
+    def starts(answer_s: list[float], cpu_s: float) -> Any:
+        return [generation.ColdStart(1.0, 0.5, seconds, cpu_s) for seconds in answer_s]
+
+    found = {"ours-int8": starts([1.5, 3.0, 1.9], 2.0), "ctranslate2-int8": starts([1.0, 3.0, 1.9], 1.0)}
+    assert generation.cold_verdicts(found) == [
+        "ours-int8, first answer: target 2.0 s, 1.90 s: held",
+        "ours-int8 against ctranslate2-int8: target 1.1, ratio 1.00 (CPU 2.00): held",
+    ]
+    assert generation.cold_verdicts({"ours-bf16": starts([2.1], 2.0)}) == [
+        "ours-bf16, first answer: target 2.0 s, 2.10 s: missed"
+    ]
