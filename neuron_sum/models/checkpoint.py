@@ -6,7 +6,6 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
-from transformers.utils import cached_file
 
 from neuron_sum import files
 from neuron_sum.errors import ModelError, reading
@@ -36,6 +35,8 @@ def find_file(source: str, name: str, revision: str | None = None, *, required: 
         validate_repo_id(source)
     except HFValidationError:
         raise ModelError(f"{source!r} is neither a folder nor a hub id", HUB_HINT) from None
+    from transformers.utils import cached_file  # artifacts with adapters use this module, and do not need transformers
+
     with reading(f"{source} ({name})", ModelError, HUB_HINT):
         found = cached_file(
             source,
