@@ -1,7 +1,6 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -152,6 +151,9 @@ def deploy(
             raise AwsError(message, error.hint) from error
         return launch, item, lifecycle.IN_SERVICE
 
+    def suggest(*words: str, **options: object) -> str:
+        return console.command("aws", *words, **options, region=stack.site.region)
+
     def ends_text(launch: "Launch") -> str:
         if launch.ends is None:
             return "you are billed for it until you delete it"
@@ -174,7 +176,6 @@ def deploy(
     instance, hourly = item.price.instance if item.price else "", item.usd_per_hour / item.instances
     ends, address = launch.ends, f"sagemaker:{name}@{stack.site.region}"
     captured = None if hosting.capture is None else captures.address(run, stack)
-    suggest = partial(console.command, "aws", region=stack.site.region)
     target_model = models[0].name if multi_model else None
     next_command = suggest("invoke", run.id, "dialogue.txt", target_model=target_model, chat=image == VLLM)
     if image == registry.ENDED:
