@@ -128,16 +128,16 @@ class Report:
 
     @property
     def state(self) -> int:
-        """Bytes of the buffers: of encode for each batch and source, of the steps for each batch, length and width."""
-        encoded, stepped = dict[tuple[int, int], int](), dict[tuple[int, int | None, int | None], int]()
+        """Bytes of the buffers, which have the largest shape: of encode, and of the steps for each beam width."""
+        encoded, stepped = dict[tuple[int, int], int](), dict[int | None, int]()
         for graph in sorted(self.graphs, key=lambda graph: graph.lowered.graph.kind):  # encode first
             shape, lowered = graph.lowered.graph, graph.lowered
             if shape.kind == "encode":
                 encoded[shape.batch, shape.source_len] = lowered.account.written
             else:
                 own = lowered.state - encoded[shape.batch, shape.source_len]
-                stepped[shape.batch, shape.target_len, shape.num_beams] = own
-        return sum(encoded.values()) + sum(stepped.values())
+                stepped[shape.num_beams] = max(own, stepped.get(shape.num_beams, 0))
+        return max(encoded.values()) + sum(stepped.values())
 
     @property
     def loaded_memory(self) -> int:

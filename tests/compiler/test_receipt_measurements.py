@@ -43,16 +43,18 @@ def measure(
 
 
 @pytest.mark.parametrize(
-    ("reads", "state", "end"),
-    [(0.2, "failed", "0.2 times one read"), (1.0, "passed", "times one read"), (2.1, "different", "times one read")],
+    ("reads", "rest", "state"),
+    [(0.2, 0.0, "failed"), (1.0, 0.1, "passed"), (2.1, 0.1, "different"), (1.0, 1.0, "different")],
 )
 def test_buffers_count_as_not_copied_only_if_their_time_is_measurable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: float, state: str, end: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: float, rest: float, state: str
 ) -> None:
-    rows = [({"step_ms": 1.0}, 0.0), ({"step_ms": 1.0 + reads}, CORE_BANDWIDTH / 1000)]
-    replaced = {"latency.step_times": lambda *_: rows, "latency.bytes_read": lambda graph, **_: graph}
+    """The times of a short source in short buffers and in long ones, and of a long source."""
+    short, part = ({"step_ms": 1.0 + more} for more in (0.0, rest))
+    both = iter(([(short, 0.0)], [(part, 0.0), ({"step_ms": 1.0 + reads}, CORE_BANDWIDTH / 1000)]))
+    replaced = {"latency.step_times": lambda *_: next(both), "latency.bytes_read": lambda graph, **_: graph}
     found = measure(monkeypatch, "two_layers", tmp_path / "cells.json", **replaced)["buffers are not copied"]
-    assert (found["state"], found["observed"].endswith(end)) == (state, True), found
+    assert (found["state"], found["observed"].endswith(f"{reads} times one read")) == (state, True), found
 
 
 @pytest.mark.parametrize(
