@@ -1,7 +1,8 @@
 """Summaries from any generator: batched, in order of length, and resumable after a kill."""
 
+import contextlib
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from neuron_sum import console, files
@@ -12,7 +13,8 @@ from neuron_sum.evaluation.reuse import Reusable
 from neuron_sum.prompts import Tokenizer
 from neuron_sum.recipes.schema import GenerateConfig, Recipe
 from neuron_sum.runs.fingerprint import digest, of_recipe
-from neuron_sum.runtimes.base import Generator
+from neuron_sum.runtimes.base import Generator, RunningBatch
+from neuron_sum.runtimes.generation import StepGenerator
 from neuron_sum.sections import SectionCoder, decode
 
 PREDICTIONS = "predictions.jsonl"
@@ -77,6 +79,7 @@ def summarize_all(
     partial: Path | None = None,
     description: str = "summarizing",
     quiet: bool = False,
+    joins: bool = False,
 ) -> list[Prediction]:
     """Summarize every dialogue; with data.long `merge`, the pieces of long ones and then their summaries.
 
@@ -89,6 +92,8 @@ def summarize_all(
         partial: A file for finished predictions; those that it already contains are not generated again.
         description: The label of the progress bar.
         quiet: Whether to hide the progress bar.
+        joins: Whether each prompt starts as soon as another one ends, if the generator can do that, instead of when its
+            whole batch has ended.
 
     Raises:
         DataError: With data.long `refuse`, if a dialogue does not fit.
@@ -120,11 +125,9 @@ def summarize_all(
         if example_id not in done:
             queue(index)
     with console.progress(description, len(ids), len(done), quiet=quiet) as bar:
-        while waiting:
-            batch = [heapq.heappop(waiting)[1:] for _ in range(min(generator.batch_size, len(waiting)))]
-            rows = generator.generate([rounds[i].prompts[n].input_ids for i, n in batch], recipe.generate)
+        for finished in _finished(generator, recipe.generate, waiting, rounds, joins):
             predictions: list[Prediction] = []
-            for (index, number), row in zip(batch, rows, strict=True):
+            for (index, number), row in finished:
                 outputs[index][number] = row
                 current = rounds[index]
                 if len(outputs[index]) < len(current.prompts):
@@ -143,6 +146,53 @@ def summarize_all(
             done.update((prediction.id, prediction) for prediction in predictions)
             bar.advance(len(predictions))
     return [done[example_id] for example_id in ids]
+
+
+def _finished(
+    generator: Generator,
+    settings: GenerateConfig,
+    waiting: list[tuple[int, int, int]],
+    rounds: Sequence[Rounds],
+    joins: bool,
+) -> Iterator[list[tuple[tuple[int, int], list[int]]]]:
+    """Generate all waiting prompts, together with those that are added to the heap meanwhile.
+
+    Args:
+        generator: A model, or an artifact.
+        settings: The generation settings.
+        waiting: A heap of (order, index of the dialogue, number of the prompt).
+        rounds: The prompts of each dialogue.
+        joins: See `summarize_all`.
+
+    Yields:
+        For each finished prompt, its dialogue and number, and the new tokens.
+    """
+
+    def take(count: int) -> tuple[list[tuple[int, int]], list[list[int]]]:
+        items = [heapq.heappop(waiting)[1:] for _ in range(min(count, len(waiting)))]
+        return items, [rounds[index].prompts[number].input_ids for index, number in items]
+
+    running = _running_batch(generator, settings) if joins and len(waiting) > generator.batch_size else None
+    if running is None:
+        while waiting:
+            items, prompts = take(generator.batch_size)
+            yield list(zip(items, generator.generate(prompts, settings), strict=True))
+        return
+    adapter = generator.default_adapter if isinstance(generator, StepGenerator) else None
+    tickets: dict[int, tuple[int, int]] = {}
+    with contextlib.closing(running):
+        while waiting or running.running:
+            while count := running.room(len(waiting)):
+                items, prompts = take(count)
+                tickets.update(zip(running.join(prompts, [adapter] * count), items, strict=True))
+            yield [(tickets.pop(ticket), tokens) for ticket, tokens in running.step()]
+
+
+def _running_batch(generator: Generator, settings: GenerateConfig) -> RunningBatch | None:
+    """A batch that prompts can join; None if a prompt cannot be encoded without computing unused rows."""
+    if isinstance(generator, StepGenerator) and min(bucket.batch for bucket in generator.buckets) == 1:
+        return generator.roll(settings)
+    return None
 
 
 def _prediction(example_id: str, rounds: Rounds, outputs: Sequence[Sequence[int]], *, hit_limit: bool) -> Prediction:

@@ -164,7 +164,8 @@ def _predict_with_model(
     files.check_writable(folder, 0)
     partial = folder / f"partial-{digest(parts)[:16]}.jsonl"
     generator, tokenizer = load_system(system, recipe, base)
-    predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, f"summarizing: {system.name}")
+    what = f"summarizing: {system.name}"
+    predictions = summarize_all(generator, tokenizer, recipe, ids, dialogues, partial, what, joins=True)
     keep(folder, parts, predictions, recipe.generate)
     partial.unlink()
     return predictions

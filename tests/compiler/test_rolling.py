@@ -3,7 +3,9 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import heapify, heappush
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from compile.graphs.layers import GraphOptions
 from compile.graphs.static import eager_runtime, static_model
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
+from neuron_sum.evaluation import generate
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes import state
@@ -205,3 +208,22 @@ def test_without_memory_for_a_longer_prompt_the_others_keep_their_rows(
     while batch.running:
         done.update(dict(batch.step()))
     assert [done[number] for number in numbers] == expected
+
+
+@pytest.mark.parametrize("batches", [(1, 3), (3,)])
+def test_evaluation_joins_prompts_if_one_can_be_encoded_alone(batches: tuple[int, ...]) -> None:
+    """Each dialogue has one prompt, and some get another one when it is finished."""
+    generator, settings = random_generator(T5, batches), GenerateConfig(max_new_tokens=TARGET_LEN)
+    given = [[SimpleNamespace(input_ids=ids)] for ids in prompts(10)]
+    rounds: Any = [SimpleNamespace(prompts=each) for each in given]
+    waiting, later = [(-index, index, 0) for index in range(7)], [7, 8, 9]
+    heapify(waiting)
+    found: dict[int, list[int]] = {}
+    sizes = []
+    for finished in generate._finished(generator, settings, waiting, rounds, joins=True):
+        sizes.append(len(finished))
+        found |= {index: tokens for (index, _), tokens in finished}
+        if later:
+            heappush(waiting, (0, later.pop(), 0))
+    assert found == dict(enumerate(generator.generate([each[0].input_ids for each in given], settings)))
+    assert (0 in sizes) == (1 in batches), "after most steps of a running batch, none is finished"
