@@ -199,6 +199,8 @@ class Manifest(Section):
     prompt: PromptRecord
     tokens: SpecialTokens
     buckets: tuple[Bucket, ...]
+    source_step: int | None = Field(None, ge=1)
+    """Encode graphs take each multiple of it up to the bucket's source length; None if they take only that length."""
     num_beams: tuple[Size, ...]
     state: StateSpec | None
     """None if an upstream runtime manages the cache (optimum)."""

@@ -16,6 +16,10 @@ from torch.nn import functional
 from compile.graphs.kv_cache import write_column
 from neuron_sum.artifact import AdapterSpec
 
+SUMMED_QUERIES = 4
+"""The number of queries of a K/V head, of all examples together, up to which sums are faster than oneDNN's products
+(docs/performance.md); one query per example is always a sum."""
+
 
 class Linear(nn.Module):
     """One or several projections of the same input as one matrix product, with LoRA slots.
@@ -108,8 +112,8 @@ class GraphOptions:
         linear: The target's class of projections, which stores and multiplies the weights.
         write: The function that writes a step's column into the self-attention cache: (cache, column, position) ->
             cache. It writes in place, or returns a new tensor.
-        row_sums: Whether a single query is multiplied as a sum, which fuses on a CPU, instead of as a matrix product,
-            for which a device has an engine.
+        row_sums: Whether few queries are multiplied as sums, which fuse on a CPU, instead of as matrix products, for
+            which a device has an engine.
         source_len: The source length of the longest bucket in tokens, without the soft prompt.
         target_len: The target length of the longest bucket in tokens.
         soft_prompt_tokens: The number of positions reserved for a soft prompt before the source.
@@ -205,7 +209,7 @@ def attend(
     Returns:
         (B, H, Q, D), float32.
     """
-    row_sums = row_sums and query.shape[2] == 1
+    row_sums = row_sums and (query.shape[2] == 1 or query.shape[0] * query.shape[2] <= SUMMED_QUERIES)
     if scale != 1.0:
         query = query * scale
     scores = [_scores(query, keys, row_sums) + bias for keys, _, bias in memories]
@@ -218,15 +222,15 @@ def attend(
 def _scores(query: Tensor, keys: Tensor, row_sums: bool) -> Tensor:
     """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
     query = query.to(keys.dtype)
-    if row_sums:  # a matrix product of one row reuses nothing, and a sum fuses with adjacent operators
-        return (query * keys).sum(-1, dtype=torch.float32).unsqueeze(2)
+    if row_sums:  # a matrix product of few rows reuses little, and a sum fuses with adjacent operators
+        return (query.unsqueeze(3) * keys.unsqueeze(2)).sum(-1, dtype=torch.float32)
     return torch.matmul(query, keys.transpose(-1, -2)).float()
 
 
 def _mix(weights: Tensor, values: Tensor, row_sums: bool) -> Tensor:
     """Weights (B, H, Q, length) float32, values (B, H, length, D) -> (B, H, Q, D), float32."""
     if row_sums:
-        return (weights.transpose(2, 3) * values).sum(2, keepdim=True)
+        return (weights.unsqueeze(4) * values.unsqueeze(2)).sum(3)
     return torch.matmul(weights.to(values.dtype), values).float()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from compile.graphs.kv_cache import MASKED
 from compile.graphs.layers import GraphOptions, Linear, named_layers
 from compile.graphs.llama import StaticLlama
 from compile.graphs.selection import candidates, most_probable, select
@@ -95,6 +96,26 @@ class EncodeGraph(nn.Module):
         """Inputs of the graph's shape."""
         ids = torch.zeros(graph.batch, graph.source_len, dtype=torch.int64)
         return ids, torch.ones_like(ids), torch.zeros(graph.batch, dtype=torch.int64)
+
+
+class ShortEncodeGraph(EncodeGraph):
+    """`EncodeGraph` for prompts of any length up to the bucket's; the constants are padded to it.
+
+    Args:
+        model: The static model.
+        source_len: The source length of the bucket.
+    """
+
+    def __init__(self, model: StaticModel, source_len: int) -> None:
+        super().__init__(model)
+        self.source_len = source_len
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, slot: Tensor) -> list[Tensor]:
+        """See `StaticT5.encode`; the inputs may have fewer columns."""
+        missing = self.source_len - input_ids.shape[1]
+        bias, *others = self.model.encode(input_ids, attention_mask, slot)
+        padded = (nn.functional.pad(each, (0, 0, 0, missing)) if each.ndim == 4 else each for each in others)
+        return [nn.functional.pad(bias, (0, missing), value=MASKED), *padded]
 
 
 class StepGraph(nn.Module):

@@ -22,7 +22,8 @@ from transformers import PretrainedConfig
 
 from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
-from compile.graphs.static import StaticModel, graph_module
+from compile.graphs.static import EncodeGraph, ShortEncodeGraph, StaticModel, StepGraph, graph_module
+from compile.targets import one_row
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
@@ -37,9 +38,13 @@ ZERO_POINT = 128
 PROCESS_BYTES = 1.3e9
 """Memory of Python, torch and the C++ compiler for one graph, without the model's size; see docs/compile.md."""
 
+SOURCE_STEP = 32
+"""Encode graphs take prompts of each multiple of it: oneDNN prepares its products for every length on its first use."""
+
 INDUCTOR = {
     "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
     "always_keep_tensor_constants": True,  # no literals for small tensors, because another checkpoint has other values
+    "epilogue_fusion": False,  # row_kernel.py stores its result itself
     "cpp.dynamic_threads": True,  # the number of threads of the machine it runs on, not of the one that compiled it
 }
 
@@ -102,8 +107,8 @@ class Int8Linear(Linear):
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
         if _is_one_row(inputs):
-            sums = (self.weight.float() * _materialized(inputs.reshape(1, -1))).sum(-1)
-            return (sums * self.scale).view(*inputs.shape[:-1], -1)
+            row = _materialized(inputs.reshape(1, -1)).flatten()
+            return (one_row.multiply(row, self.weight) * self.scale).view(*inputs.shape[:-1], -1)
         rows = _materialized(inputs.reshape(-1, self.in_features))
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
         quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
@@ -139,7 +144,7 @@ class CpuTarget:
     settings: CompileConfig
 
     suffix: ClassVar[str] = ".pt2"
-    sources: ClassVar[tuple[str, ...]] = ("targets/cpu.py",)
+    sources: ClassVar[tuple[str, ...]] = ("targets/cpu.py", "targets/one_row.py", "targets/row_kernel.py")
     weights_inside: ClassVar[bool] = False
     shares_process: ClassVar[bool] = True
 
@@ -169,6 +174,7 @@ class CpuTarget:
             "runtime": "aoti",
             "target": "cpu",
             "stack": aoti.stack(),
+            "source_step": SOURCE_STEP,
             "cpu_flags": tuple(sorted(cpu.flags())),
         }
 
@@ -195,13 +201,21 @@ class CpuTarget:
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
+        from compile.targets import row_kernel  # imports most of Inductor
+
+        row_kernel.register()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         torch._inductor.config.compile_threads = 1  # one C++ compiler, because several processes like this one run
-        module = graph_module(model, graph)
+        module: EncodeGraph | StepGraph = graph_module(model, graph)
+        lengths: dict[str, Any] | None = None
+        if graph.kind == "encode" and graph.source_len > SOURCE_STEP:
+            module = ShortEncodeGraph(model, graph.source_len)
+            source = {1: torch.export.Dim("source", min=SOURCE_STEP, max=graph.source_len)}
+            lengths = {"input_ids": source, "attention_mask": source, "slot": None}
         inputs = module.example_inputs(graph)
         try:
             with torch.no_grad():
-                exported = torch.export.export(module, inputs, strict=False)
+                exported = torch.export.export(module, inputs, dynamic_shapes=lengths, strict=False)
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
             with zipfile.ZipFile(path, "a") as package:
                 package.writestr(native.CONSTANTS, _constants_library(path.parent / native.CONSTANTS))

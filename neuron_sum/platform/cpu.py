@@ -11,7 +11,7 @@ RELEVANT = re.compile(
 )
 """Instruction sets that a C++ compiler may use when it builds for this machine."""
 
-NEEDED = {"fp32": ({"avx2"},), "bf16": ({"avx512_bf16"}, {"amx_bf16"}), "int8": ({"avx512_vnni"}, {"amx_int8"})}
+NEEDED = {"fp32": ({"avx2"},), "bf16": ({"avx512_bf16"}, {"amx_bf16"}), "int8": ({"avx512_vnni"},)}
 """Alternative sets of CPU flags for each dtype: one is required to run it, or to be faster than fp32."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from neuron_sum.artifact import RESTORE, WEIGHTS, Artifact, Bucket
@@ -16,7 +17,7 @@ from neuron_sum.errors import ArtifactError, reading
 from neuron_sum.platform import cpu
 from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.native import Graph, Tensor
-from neuron_sum.runtimes.state import HostState
+from neuron_sum.runtimes.state import Array, HostState
 from neuron_sum.runtimes.weights import MODEL, SharedWeights
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def load(artifact: Artifact) -> GraphRuntime:
 
     def encode(bucket: Bucket) -> Encode:
         graph = packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
-        return lambda ids, mask, slot, rows: graph(ids, mask, slot)
+        multiple = manifest.source_step
+        return lambda ids, mask, slot, rows: graph(*(_shortened(ids, mask, multiple) if multiple else (ids, mask)), slot)
 
     def step(bucket: Bucket, num_beams: int, steps: int) -> Graph:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
@@ -60,6 +62,13 @@ def load(artifact: Artifact) -> GraphRuntime:
         adapters,
         greedy_steps=manifest.greedy_steps,
     )
+
+
+def _shortened(input_ids: Array, attention_mask: Array, source_step: int) -> tuple[Array, Array]:
+    """The inputs of encode without the columns in which all rows have padding, as far as the graph permits."""
+    longest = int(attention_mask.sum(axis=1).max())
+    length = max(-(-longest // source_step), 1) * source_step
+    return np.ascontiguousarray(input_ids[:, :length]), np.ascontiguousarray(attention_mask[:, :length])
 
 
 class _Packages:
