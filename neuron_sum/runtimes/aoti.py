@@ -46,7 +46,9 @@ def load(artifact: Artifact) -> GraphRuntime:
     def encode(bucket: Bucket) -> Encode:
         graph = packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
         multiple = manifest.source_step
-        return lambda ids, mask, slot, rows: graph(*(_shortened(ids, mask, multiple) if multiple else (ids, mask)), slot)
+        return lambda ids, mask, slot, rows: graph(
+            *(_shortened(ids, mask, multiple) if multiple else (ids, mask)), slot
+        )
 
     def step(bucket: Bucket, num_beams: int, steps: int) -> Graph:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
