@@ -5,7 +5,7 @@ The weights are stored once, outside the packages, and the graphs of all buckets
 
 import importlib.metadata
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +45,7 @@ def load(artifact: Artifact) -> GraphRuntime:
 
     def encode(bucket: Bucket) -> Encode:
         graph = packages.get(graphs["encode", bucket.batch, bucket.source_len, None, None, 1])
-        multiple = manifest.source_step
-        return lambda ids, mask, slot, rows: graph(
-            *(_shortened(ids, mask, multiple) if multiple else (ids, mask)), slot
-        )
+        return lambda ids, mask, slot, rows: _encoded(graph, manifest.source_step, ids, mask, slot)
 
     def step(bucket: Bucket, num_beams: int, steps: int) -> Graph:
         return packages.get(graphs["step", bucket.batch, bucket.source_len, bucket.target_len, num_beams, steps])
@@ -66,11 +63,19 @@ def load(artifact: Artifact) -> GraphRuntime:
     )
 
 
-def _shortened(input_ids: Array, attention_mask: Array, source_step: int) -> tuple[Array, Array]:
-    """The inputs of encode without the columns in which all rows have padding, as far as the graph permits."""
-    longest = int(attention_mask.sum(axis=1).max())
-    length = max(-(-longest // source_step), 1) * source_step
-    return np.ascontiguousarray(input_ids[:, :length]), np.ascontiguousarray(attention_mask[:, :length])
+def _encoded(
+    graph: Callable[..., list[Tensor]], source_step: int | None, input_ids: Array, attention_mask: Array, slot: Array
+) -> list[Tensor]:
+    """Encode prompts without the columns in which all rows have padding, as far as the graph permits."""
+    if source_step is not None:
+        length = max(-(-int(attention_mask.sum(axis=1).max()) // source_step), 1) * source_step
+        try:
+            return graph(*(np.ascontiguousarray(each[:, :length]) for each in (input_ids, attention_mask)), slot)
+        except RuntimeError:
+            # oneDNN keeps a product that it could not prepare for lack of memory; warm_up has prepared the longest.
+            if length >= input_ids.shape[1]:
+                raise
+    return graph(input_ids, attention_mask, slot)
 
 
 class _Packages:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuron_sum.errors import ArtifactError
-from neuron_sum.runtimes import packing
+from neuron_sum.runtimes import aoti, packing
 from neuron_sum.runtimes.native import DTYPES, Graph, Tensor, call
 from neuron_sum.runtimes.packing import Packer, packed
 
@@ -66,3 +66,22 @@ def test_torch_can_be_imported_after_its_library() -> None:
         "native.library(); import torch; assert torch.ones(3).sum() == 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prompts_are_padded_to_the_bucket_if_a_shorter_length_fails() -> None:
+    """As after a product of oneDNN could not be prepared for lack of memory."""
+    lengths = []
+
+    def graph(ids: np.ndarray, mask: np.ndarray, slot: np.ndarray) -> list[Tensor]:
+        lengths.append(ids.shape[1])
+        if ids.shape[1] < 96:
+            raise RuntimeError("could not create a primitive")
+        return [Tensor.of(ids)]
+
+    ids, mask, slot = np.ones((2, 96), np.int64), np.zeros((2, 96), np.int64), np.zeros(2, np.int64)
+    mask[1, :40] = 1
+    [found] = aoti._encoded(graph, 32, ids, mask, slot)
+    assert lengths == [64, 96] and found.shape == (2, 96)
+    mask[:] = 1
+    with pytest.raises(RuntimeError, match="primitive"):
+        aoti._encoded(lambda *_: graph(ids[:, :32], mask, slot), 32, ids, mask, slot)
