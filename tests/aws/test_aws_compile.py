@@ -220,8 +220,9 @@ def test_spot_and_batch_have_separate_quotas() -> None:
 
     resources = {"InstanceType": "ml.trn1.2xlarge", "InstanceCount": 2}
     variants = [{"InstanceType": "ml.inf2.xlarge", "InitialInstanceCount": 3}]
+    spot = {"EnableManagedSpotTraining": True, "StoppingCondition": {"MaxRuntimeInSeconds": 60}}
     calls = [
-        Call("sagemaker", "", {"ResourceConfig": resources, "EnableManagedSpotTraining": True}, "training-job"),
+        Call("sagemaker", "", {"ResourceConfig": resources, **spot}, "training-job"),
         Call("sagemaker", "", {"TransformResources": resources}, "transform-job"),
         Call("sagemaker", "", {"ProductionVariants": variants}, "endpoint-config"),
         Call("sagemaker", "", {}, "model"),
