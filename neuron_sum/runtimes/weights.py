@@ -1,6 +1,6 @@
 """One set of weights for all graphs; each tensor is created once, in the layout that the graphs require."""
 
-import json
+import math
 import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from neuron_sum.artifact import RESTORE
 from neuron_sum.errors import ArtifactError, reading
@@ -65,19 +66,21 @@ class SharedWeights:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file, in its mapped memory; see https://huggingface.co/docs/safetensors."""
-    content = np.memmap(path, mode="r")
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    if start > len(content):
-        raise ValueError("its header is incomplete")
-    header = json.loads(content[8:start].tobytes())
-    return {
-        name: content[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
-        .view(DTYPES[entry["dtype"]])
-        .reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    """The tensors of a safetensors file, in its mapped memory; safetensors itself has no NumPy arrays of bf16.
+
+    The data follow the header, whose length is in the first 8 bytes, without gaps; safetensors verifies this.
+    """
+    found = dict[str, NDArray[Any]]()
+    with safe_open(path, framework="np") as file:
+        content = np.memmap(path, mode="r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        for name in file.offset_keys():
+            part = file.get_slice(name)
+            dtype, shape = np.dtype(DTYPES[part.get_dtype()]), part.get_shape()
+            end = start + math.prod(shape) * dtype.itemsize
+            found[name] = content[start:end].view(dtype).reshape(shape)
+            start = end
+    return found
 
 
 def _on_huge_pages(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

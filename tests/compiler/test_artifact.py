@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +119,17 @@ def test_verify_detects_other_weights_and_a_broken_artifact(
     train(recipe, retrained, overwrite=True)
     with pytest.raises(ArtifactError, match="weights of the trained model"):
         verify(open_artifact(small), retrained, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shape": [-1]}, {"data_offsets": [-16, 0]}, {"data_offsets": [0, 12]}, {"dtype": "F8"}], ids=str
+)
+def test_weights_with_a_wrong_header_are_rejected(tmp_path: Path, change: dict[str, Any]) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], **change}}).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        SharedWeights(path, {}, {})
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x10\0\0\0\0\0\0\0{}"])
