@@ -113,7 +113,7 @@ class _DeviceRows:
 
     state: _DeviceState
     num_beams: int
-    can_move: ClassVar[bool] = False
+    move: ClassVar[None] = None
     """No graph copies the keys and values of a row."""
 
     def write(self, rows: Sequence[int], constants: Sequence[Result], encoded_len: int, source_len: int) -> None:
@@ -125,10 +125,6 @@ class _DeviceRows:
     def step(self, bucket: Bucket) -> Step:
         """See `Rows`."""
         return self.state(bucket, self.num_beams)
-
-    def move(self, source: int, target: int, source_len: int) -> None:
-        """See `Rows`."""
-        raise NotImplementedError
 
 
 @contextmanager

@@ -158,7 +158,7 @@ class RollingSession:
         self._position, self._slot = (np.zeros(largest.batch, dtype=np.int64) for _ in range(2))
         self._ancestors = np.zeros((largest.batch, num_beams, largest.target_len), dtype=np.int64)
         self._kept = runtime.open.rows(largest, num_beams, self._source_lens)
-        self.can_move = self._kept.can_move
+        self.can_move = self._kept.move is not None
         several = runtime.greedy_steps if num_beams == 1 else 1
         self.greedy = Greedy(several, partial(self._several, several)) if several > 1 else None
 
@@ -227,7 +227,8 @@ class RollingSession:
         return results
 
     def move(self, source: int, target: int) -> None:
-        """Move a row to a free one."""
+        """Move a row to a free one, if `can_move`."""
+        assert self._kept.move is not None
         self._kept.move(source, target, self._source_len)
         for array in (self._tokens, self._position, self._ancestors, self._slot):
             array[target] = array[source]

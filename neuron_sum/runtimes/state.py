@@ -30,8 +30,8 @@ class Rows(Protocol):
     """The constants and the state of the rows of a running batch."""
 
     @property
-    def can_move(self) -> bool:
-        """Whether `move` works."""
+    def move(self) -> Callable[[int, int, int], None] | None:
+        """A function that copies a row to another one, (source, target, source_len); None if rows cannot be copied."""
 
     def write(self, rows: Sequence[int], constants: Sequence[Result], encoded_len: int, source_len: int) -> None:
         """Set the constants of rows.
@@ -48,9 +48,6 @@ class Rows(Protocol):
 
     def step(self, bucket: Bucket) -> Step:
         """The step of the first rows."""
-
-    def move(self, source: int, target: int, source_len: int) -> None:
-        """Copy a row to another one."""
 
 
 class BatchState(Protocol):
@@ -112,8 +109,6 @@ class HostRows:
         num_beams: The beam width.
         source_lens: The source lengths of all buckets.
     """
-
-    can_move = True
 
     def __init__(self, host: HostState, largest: Bucket, num_beams: int, source_lens: Sequence[int]) -> None:
         self._host, self._largest, self._beams, self._source_lens = host, largest, num_beams, source_lens
