@@ -18,7 +18,7 @@ from neuron_sum.platform import cpu
 from neuron_sum.runtimes.graphs import Encode, GraphRuntime
 from neuron_sum.runtimes.native import Graph, Tensor
 from neuron_sum.runtimes.state import Array, HostState
-from neuron_sum.runtimes.weights import MODEL, SharedWeights
+from neuron_sum.runtimes.weights import ALIGNMENT, MODEL, PACKED, SharedWeights
 
 if TYPE_CHECKING:
     from neuron_sum.runtimes.slots import AdapterSlots
@@ -92,9 +92,24 @@ class _Packages:
                 with reading(self._folder / file, ArtifactError, RESTORE):
                     graph = Graph(self._folder / file)
                 tensors = self._weights.get(name.removeprefix(MODEL) for name in graph.constants)
+                _check_constants(file, graph, tensors)
                 graph.load({MODEL + name: tensor for name, tensor in tensors.items()})
                 self._loaded[file] = graph
             return self._loaded[file]
+
+
+def _check_constants(file: str, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a weight is not of the type and size of the graph, which would read other values, or beyond its end."""
+    for name, tensor in tensors.items():
+        if name.endswith(PACKED):
+            continue  # oneDNN knows its shape
+        array, (dtype, size) = np.asarray(tensor), graph.constants[MODEL + name]
+        aligned = -(-array.nbytes // ALIGNMENT) * ALIGNMENT  # as Inductor states sizes
+        if (array.dtype.str, aligned) != (dtype, size):
+            raise ArtifactError(
+                f"{file}: {name} has {array.nbytes:,} bytes of {array.dtype.str}; the graph needs {size:,} of {dtype}",
+                RESTORE,
+            )
 
 
 def _slots(artifact: Artifact) -> "tuple[AdapterSlots | None, Mapping[str, NDArray[Any]]]":

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from artifacts import edited
+from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from compile.verify import verify
 from neuron_sum.artifact import Artifact, Manifest, hash_files, open_artifact, write_manifest
@@ -18,7 +20,8 @@ from neuron_sum.platform import cpu
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runtimes import aoti
 from neuron_sum.runtimes.load import load_generator
-from neuron_sum.runtimes.weights import SharedWeights
+from neuron_sum.runtimes.native import Graph
+from neuron_sum.runtimes.weights import MODEL, SharedWeights
 from neuron_sum.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -145,3 +148,22 @@ def test_damaged_weights_and_graphs_are_errors_of_the_artifact(tmp_path: Path, c
         weights.get(["other"])
     with pytest.raises(ArtifactError, match=r"step\.pt2 cannot be read"):
         aoti._Packages(tmp_path, weights).get("step.pt2")
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape"])
+def test_weights_that_do_not_fit_the_graph_are_rejected(small: Path, change: str) -> None:
+    """The graph would read other values, or beyond the end of a weight."""
+    artifact, path = open_artifact(small), small / "weights.safetensors"
+    stored = load_file(path)
+    read = {each.removeprefix(MODEL) for each in Graph(small / artifact.manifest.graphs[0].file).constants}
+    name = next(each for each in sorted(read & stored.keys()) if stored[each].dtype == torch.float32)
+    stored[name] = stored[name].to(torch.bfloat16) if change == "dtype" else stored[name][:1]
+    save_file({each: value.contiguous() for each, value in stored.items()}, path)
+    packages = aoti._Packages(small, SharedWeights(path, artifact.manifest.aliases, stacks_of(artifact)))
+    with pytest.raises(ArtifactError, match="; the graph needs"):
+        for graph in artifact.manifest.graphs:
+            packages.get(graph.file)
+
+
+def stacks_of(artifact: Artifact) -> Mapping[str, NDArray[Any]]:
+    return aoti._slots(artifact)[1]
