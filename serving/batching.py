@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from neuron_sum.errors import ArtifactError, ModelError
+from neuron_sum.errors import OUT_OF_MEMORY, ArtifactError, ModelError
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runtimes.base import CompiledGenerator, RunningBatch
 from serving.schema import DEFECT, RETRY, ServiceError
@@ -28,7 +28,7 @@ from serving.schema import DEFECT, RETRY, ServiceError
 LOG = logging.getLogger("neuron_sum")
 T = TypeVar("T")
 
-NO_MEMORY = ("allocate memory", "start new thread")
+NO_MEMORY = (*OUT_OF_MEMORY, "allocate memory", "start new thread")
 """Parts of the messages of torch's allocator and Python's threads when memory runs out."""
 
 STRIDE = 2

@@ -14,7 +14,7 @@ import threading
 import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
-from ctypes import POINTER, byref, c_bool, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,17 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "aoti_torch_get_dtype": (HANDLE, POINTER(c_int32)),
     "aoti_torch_call_dispatcher": (c_char_p, c_char_p, POINTER(c_uint64)),
 }
+RUN = "AOTInductorModelContainerRun"
 MODEL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "AOTInductorModelContainerCreateWithDevice": (HANDLES, c_size_t, c_char_p, c_char_p),
     "AOTInductorModelContainerDelete": (HANDLE,),
     "AOTInductorModelContainerGetNumConstants": (HANDLE, POINTER(c_size_t)),
     "AOTInductorModelContainerGetConstantName": (HANDLE, c_size_t, POINTER(c_char_p)),
     "AOTInductorModelContainerGetConstantOriginalFQN": (HANDLE, c_size_t, POINTER(c_char_p)),
-    "AOTInductorModelContainerGetConstantFromFolded": (HANDLE, c_size_t, POINTER(c_bool)),
+    "AOTInductorModelContainerGetConstantDtype": (HANDLE, c_size_t, POINTER(c_int32)),
+    "AOTInductorModelContainerGetConstantDataSize": (HANDLE, c_size_t, POINTER(c_size_t)),
     "AOTInductorModelContainerGetNumOutputs": (HANDLE, POINTER(c_size_t)),
-    "AOTInductorModelContainerRun": (HANDLE, HANDLES, c_size_t, HANDLES, c_size_t, c_void_p, c_void_p),
+    RUN: (HANDLE, HANDLES, c_size_t, HANDLES, c_size_t, c_void_p, c_void_p),
 }
 
 
@@ -108,7 +110,8 @@ def _declared(opened: ctypes.CDLL, functions: Mapping[str, tuple[Any, ...]]) -> 
 
 def _raise_error(code: int, function: Any, _: object) -> None:
     if code:
-        raise RuntimeError(f"{function.__name__} failed; the reason is on standard error")
+        reason = "; the reason is on standard error" + (", often out of memory" if function.__name__ == RUN else "")
+        raise RuntimeError(f"{function.__name__} failed" + reason)
 
 
 @cache
@@ -235,7 +238,7 @@ class Graph:
         path: The .pt2 file.
 
     Attributes:
-        constants: The names of its weights and adapter stacks, "model.…".
+        constants: NumPy's dtype and the number of bytes of each weight and adapter stack, by its name, "model.…".
 
     Raises:
         ArtifactError: If an earlier version of neuron-sum compiled the package.
@@ -257,15 +260,21 @@ class Graph:
         self._model.AOTInductorModelContainerGetNumOutputs(self._container, byref(count))
         self._outputs = c_void_p * count.value
         self._model.AOTInductorModelContainerGetNumConstants(self._container, byref(count))
-        self._names = dict(self._name(index) for index in range(count.value))
-        self.constants = list(self._names)
+        self._names: dict[str, bytes] = {}
+        self.constants: dict[str, tuple[str | None, int]] = {}
+        for index in range(count.value):
+            self._describe(index)
 
-    def _name(self, index: int) -> tuple[str, bytes]:
-        """The name of a constant in the exported model, and in the package."""
-        original, name = c_char_p(), c_char_p()
+    def _describe(self, index: int) -> None:
+        """Read the names of a constant, in the exported model and in the package, its dtype and its size."""
+        original, name, dtype, size = c_char_p(), c_char_p(), c_int32(), c_size_t()
         self._model.AOTInductorModelContainerGetConstantOriginalFQN(self._container, index, byref(original))
         self._model.AOTInductorModelContainerGetConstantName(self._container, index, byref(name))
-        return (original.value or b"").decode(), name.value or b""
+        self._model.AOTInductorModelContainerGetConstantDtype(self._container, index, byref(dtype))
+        self._model.AOTInductorModelContainerGetConstantDataSize(self._container, index, byref(size))
+        key = (original.value or b"").decode()
+        self._names[key] = name.value or b""
+        self.constants[key] = _dtypes()[1].get(dtype.value), size.value
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set all constants, which the graph reads in place."""

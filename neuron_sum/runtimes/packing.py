@@ -11,25 +11,29 @@ BLOCK = 64
 """Inputs and outputs of a block of the layout for AVX-512."""
 
 
+PATTERN = np.random.default_rng(0).integers(-127, 128, 65_537, dtype=np.int8)
+"""Values whose order no exchange of rows, columns or blocks keeps; the length is a prime number."""
+
+
 class Packer:
     """Packs weights (out, in).
 
-    oneDNN packs int8 in a loop that is about ten times slower than `_blocked`. So it packs the first weight of each
-    shape, and if `_blocked` gives the same bytes on this CPU, it packs the others.
+    oneDNN packs int8 in a loop that is about ten times slower than `_blocked`. So it packs a pattern of each shape, and
+    if `_blocked` gives the same bytes on this CPU, it packs the weights.
     """
 
     def __init__(self) -> None:
-        self._first: dict[tuple[int, ...], Tensor | None] = {}
+        self._patterns: dict[tuple[int, ...], Tensor | None] = {}
 
     def pack(self, weight: NDArray[Any]) -> Tensor:
         """A weight in the layout, as a tensor without an array."""
         if weight.dtype != np.int8 or any(size % BLOCK for size in weight.shape):
             return packed(weight)
-        if weight.shape not in self._first:
-            first = packed(weight)
-            self._first[weight.shape] = first if np.array_equal(_blocked(weight), first.content()) else None
-            return first
-        like = self._first[weight.shape]
+        if weight.shape not in self._patterns:
+            pattern = np.resize(PATTERN, weight.shape)
+            made = packed(pattern)
+            self._patterns[weight.shape] = made if np.array_equal(_blocked(pattern), made.content()) else None
+        like = self._patterns[weight.shape]
         return from_mkldnn(_blocked(weight), like) if like is not None else packed(weight)
 
 

@@ -53,6 +53,14 @@ def test_int8_weights_are_packed_as_by_onednn(shape: tuple[int, int], monkeypatc
             assert found.shape == expected.shape
 
 
+def test_a_wrong_layout_is_found_if_the_first_weight_cannot_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = packing._blocked
+    monkeypatch.setattr(packing, "_blocked", lambda weight: blocked(weight[:, ::-1]))
+    packer = Packer()
+    for weight in (np.zeros((64, 64), np.int8), np.arange(64 * 64, dtype=np.int8).reshape(64, 64)):
+        assert np.array_equal(packer.pack(weight).content(), packed(weight).content())
+
+
 def test_a_package_of_an_earlier_version_is_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "graph.pt2", "w") as package:
         package.writestr("graph/data/aotinductor/model/x.wrapper.so", b"")
