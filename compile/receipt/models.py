@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,11 @@ def _joined(
     running = generator.roll(settings)
     assert running is not None, "artifacts of this package can do it"
     numbers, tokens = list[int](), dict[int, list[int]]()
-    while len(numbers) < len(prompts) or running.running:
-        if len(numbers) < len(prompts) and running.room(1):
-            numbers += running.join([prompts[len(numbers)]], [generator.default_adapter])
-        tokens.update(running.step())
+    with closing(running):
+        while len(numbers) < len(prompts) or running.running:
+            if len(numbers) < len(prompts) and running.room(1):
+                numbers += running.join([prompts[len(numbers)]], [generator.default_adapter])
+            tokens.update(running.step())
     return [tokens[number] for number in numbers]
 
 

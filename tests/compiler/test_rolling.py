@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappush
 from itertools import count
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,14 @@ from transformers import AutoConfig, PretrainedConfig, T5Config
 from compile.graphs.kv_cache import write_where
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import eager_runtime, static_model
+from compile.receipt.models import _joined
 from neuron_sum.artifact import AdapterSpec, Bucket, SpecialTokens
 from neuron_sum.errors import ArtifactError, ModelError
 from neuron_sum.evaluation import generate
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import GenerateConfig
-from neuron_sum.runtimes import state
+from neuron_sum.runtimes import rolling, state
+from neuron_sum.runtimes.base import Candidates
 from neuron_sum.runtimes.generation import StepGenerator
 
 VOCABULARY, TARGET_LEN, SOURCE_LENS = 48, 14, (12, 24)
@@ -227,3 +230,20 @@ def test_evaluation_joins_prompts_if_one_can_be_encoded_alone(batches: tuple[int
             heappush(waiting, (0, later.pop(), 0))
     assert found == dict(enumerate(generator.generate([each[0].input_ids for each in given], settings)))
     assert (0 in sizes) == (1 in batches), "after most steps of a running batch, none is finished"
+
+
+def test_a_failure_in_the_receipt_lets_other_batches_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, a running batch holds a lock."""
+    generator, lock, calls = random_generator(T5), Lock(), count()
+    generator.runtime.turn = lambda: lock  # type: ignore[method-assign,assignment]
+    step = rolling.RollingSession.step
+
+    def failing(*arguments: Any) -> Candidates:
+        if next(calls) == 2:
+            raise RuntimeError("the device failed")
+        return step(*arguments)
+
+    monkeypatch.setattr(rolling.RollingSession, "step", failing)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        _joined(generator, prompts(5), GenerateConfig(max_new_tokens=TARGET_LEN))
+    assert not lock.locked()
