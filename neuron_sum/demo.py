@@ -18,6 +18,7 @@ import typer
 from neuron_sum import console
 from neuron_sum.console import command, quote
 from neuron_sum.errors import NeuronSumError
+from neuron_sum.platform import threads
 
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
@@ -169,8 +170,9 @@ def _run(*arguments: str, stdin: str | None = None) -> None:
 
 def _run_together(commands: Sequence[tuple[str, ...]]) -> None:
     """Runs commands at the same time, each with its share of the cores; prints the output of each in one piece."""
-    share = max(1, len(os.sched_getaffinity(0)) // len(commands))
-    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
+    environment = dict(os.environ)
+    threads.divide(environment, len(commands))
+    environment[threads.CHOSEN] = ""  # otherwise each chooses again, from all cores
     with ExitStack() as stack:
         started: list[tuple[tuple[str, ...], subprocess.Popen[bytes], IO[str] | None]] = []
         for arguments in commands:
@@ -185,6 +187,7 @@ def _run_together(commands: Sequence[tuple[str, ...]]) -> None:
                 env=environment,
             )
             stack.enter_context(process)
+            stack.callback(process.wait)  # also after Ctrl-C, for which Popen does not wait
             stack.callback(process.terminate)  # ends those that still run after an error
             started.append((arguments, process, output))
         for arguments, process, log in started:

@@ -5,12 +5,17 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from docs_commands import commands_of
 from micro_models import ROOT
+
+from neuron_sum import demo
+from neuron_sum.errors import NeuronSumError
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,3 +54,28 @@ def test_the_demo_and_the_readme_commands_run(
         stdin = (tmp_path / standard_input).read_text() if standard_input else None
         made = neuron_sum(*shlex.split(words)[1:], stdin=stdin)
         assert made.returncode == 0, f"{command}\n{made.stderr}"
+
+
+@pytest.mark.parametrize(("chosen", "count"), [("OMP_NUM_THREADS", "2"), ("", "8")])
+def test_commands_that_run_together_share_the_threads_and_have_ended_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, count: str
+) -> None:
+    """A number of threads that the user has set is for each command."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("NEURON_SUM_CHOSE", chosen)
+    code = (
+        "import os, pathlib, time; threads, chosen = os.environ['OMP_NUM_THREADS'], os.environ['NEURON_SUM_CHOSE'];"
+        f"pathlib.Path({str(tmp_path)!r}, str(os.getpid())).write_text(f'{{threads}} {{chosen}}'); time.sleep(60)"
+    )
+
+    def python(arguments: tuple[str, ...]) -> list[str]:
+        if arguments[0] == "fails":  # after the others have started
+            return ["sh", "-c", f"until [ $(ls {tmp_path} | wc -l) = 3 ]; do sleep 0.1; done; exit 3"]
+        return [sys.executable, "-c", code]
+
+    monkeypatch.setattr(demo, "_command", python)
+    with pytest.raises(NeuronSumError, match="exit code 3"):
+        demo._run_together([("fails",), ("stops", "1"), ("stops", "2"), ("stops", "3")])
+    written = list(tmp_path.iterdir())
+    assert [path.read_text() for path in written] == [f"{count} "] * 3
+    assert not any(psutil.pid_exists(int(path.name)) for path in written)
