@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
-from neuron_sum.errors import Interrupted, known_cause
+from neuron_sum.errors import Interrupted, known_cause, redacted
 from neuron_sum.platform import threads
 
 COMMAND_GROUP = "neuron_sum.commands"
@@ -182,7 +182,7 @@ def _guarded(run: Callable[[], Any]) -> int:
         return stop.exit_code
     except BaseException as error:  # noqa: BLE001 - the last boundary
         if console.settings.debug:
-            console.note(traceback.format_exc())
+            console.note(redacted(traceback.format_exc()))
         return _report(error)
 
 

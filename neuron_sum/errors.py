@@ -43,7 +43,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Cannot 
 
 PERSON = re.compile(r"(:sts::\d*:(?:assumed-role/[^/\s]+|federated-user)|:iam::\d*:user)/[^\s\"']+")
 """The ARN of a caller in a message of AWS. The name of a session is often an e-mail address."""
-TOKEN = re.compile(r"(x-amz-security-token[:=]\s*)[^\s\"'&]+", re.IGNORECASE)
+TOKEN = re.compile(r"(x-amz-security-token[\"']?\s*[:=]\s*[\"']?)[^\s\"'&]+", re.IGNORECASE)
 """A session token in a message about a wrong signature, or in a signed URL."""
 ACCESS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 

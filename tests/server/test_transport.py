@@ -131,6 +131,8 @@ def test_rejections_of_a_container_are_passed_on_by_sagemaker(sagemaker: FarEnd)
             "sagemaker:InvokeEndpoint",
             "assumed-role/Admin/NAME is not authorized",
         ),
+        ('{"X-Amz-Security-Token":"IQoJb3JpZ2lu+/="}', '{"X-Amz-Security-Token":"TOKEN"}'),
+        ("{'x-amz-security-token': 'IQoJb3JpZ2lu+/='}", "{'x-amz-security-token': 'TOKEN'}"),
         ("should have been 'POST /endpoints x-amz-security-token:IQoJb3JpZ2lu+/= host:a'", "token:TOKEN host:a"),
         ("the key AKIAIOSFODNN7EXAMPLE is unknown", "the key KEY is unknown"),
     ],
