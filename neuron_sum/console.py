@@ -120,7 +120,7 @@ def command(*words: object, **options: object) -> str:
                 continue
             parts.append(f"--{name.replace('_', '-')}")
             if each is not True:
-                parts.append(quote(f"{each:g}" if isinstance(each, float) else each))
+                parts.append(quote(repr(each).removesuffix(".0") if isinstance(each, float) else each))
     return " ".join(parts)
 
 

@@ -42,6 +42,10 @@ def test_a_command_is_built_from_words_and_options() -> None:
         "--processes 2"
     )
 
+    assert command("train", max_usd=12345.67, min_improvement=2.0) == (
+        "neuron-sum train --max-usd 12345.67 --min-improvement 2"
+    )
+
 
 @pytest.mark.parametrize("package", ["neuron_sum", "compile", "serving", "sagemaker_jobs"])
 def test_values_get_into_commands_only_by_the_builder(package: str) -> None:
