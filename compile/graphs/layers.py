@@ -16,9 +16,14 @@ from torch.nn import functional
 from compile.graphs.kv_cache import write_column
 from neuron_sum.artifact import AdapterSpec
 
-SUMMED_QUERIES = 4
-"""The number of queries of a K/V head, of all examples together, up to which sums are faster than oneDNN's products
-(docs/performance.md); one query per example is always a sum."""
+FEW_QUERIES = 32
+"""The number of queries of a K/V head up to which `GraphOptions.attend_few` is used."""
+
+FEW_WIDTH = 32
+"""It takes keys whose width is a multiple of this: the bfloat16 values of a register of AVX-512."""
+
+Memory = tuple[Tensor, Tensor, Tensor]
+"""Keys and values (B, H, length, D), and the bias of the scores, broadcastable to (B, H, Q, length), float32."""
 
 
 class Linear(nn.Module):
@@ -112,8 +117,8 @@ class GraphOptions:
         linear: The target's class of projections, which stores and multiplies the weights.
         write: The function that writes a step's column into the self-attention cache: (cache, column, position) ->
             cache. It writes in place, or returns a new tensor.
-        row_sums: Whether few queries are multiplied as sums, which fuse on a CPU, instead of as matrix products, for
-            which a device has an engine.
+        attend_few: The target's function for the attention of few queries (B, H, Q, D), scaled, over all memories ->
+            (B, H, Q, D), float32; None to use matrix products, for which a device has an engine.
         source_len: The source length of the longest bucket in tokens, without the soft prompt.
         target_len: The target length of the longest bucket in tokens.
         soft_prompt_tokens: The number of positions reserved for a soft prompt before the source.
@@ -124,7 +129,7 @@ class GraphOptions:
     kv_dtype: torch.dtype = torch.float32
     linear: type[Linear] = field(default=Linear)
     write: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=write_column)
-    row_sums: bool = True
+    attend_few: Callable[[Tensor, Sequence[Memory]], Tensor] | None = None
     source_len: int = 512
     target_len: int = 128
     soft_prompt_tokens: int = 0
@@ -194,44 +199,30 @@ def join_heads(inputs: Tensor) -> Tensor:
     return inputs.transpose(1, 2).reshape(batch, rows, heads * width)
 
 
-def attend(
-    query: Tensor, memories: Sequence[tuple[Tensor, Tensor, Tensor]], scale: float = 1.0, *, row_sums: bool = True
-) -> Tensor:
+def attend(query: Tensor, memories: Sequence[Memory], options: GraphOptions, scale: float = 1.0) -> Tensor:
     """Attention over one or several memories as if they were concatenated, without copying them.
 
     Args:
         query: (B, H, Q, D), float32.
-        memories: For each memory, keys and values (B, H, length, D) and the bias of the scores, broadcastable to
-            (B, H, Q, length), float32.
+        memories: Each has its own length.
+        options: For `attend_few`.
         scale: The factor of the scores; T5 has none.
-        row_sums: See `GraphOptions`.
 
     Returns:
         (B, H, Q, D), float32.
     """
-    row_sums = row_sums and (query.shape[2] == 1 or query.shape[0] * query.shape[2] <= SUMMED_QUERIES)
     if scale != 1.0:
         query = query * scale
-    scores = [_scores(query, keys, row_sums) + bias for keys, _, bias in memories]
+    if options.attend_few is not None and query.shape[2] <= FEW_QUERIES and query.shape[3] % FEW_WIDTH == 0:
+        return options.attend_few(query, memories)
+    scores = [torch.matmul(query.to(keys.dtype), keys.transpose(-1, -2)).float() + bias for keys, _, bias in memories]
     weights = torch.softmax(torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0], dim=-1)
     parts = torch.split(weights, [keys.shape[2] for keys, _, _ in memories], dim=-1)
-    mixed = [_mix(part, values, row_sums) for part, (_, values, _) in zip(parts, memories, strict=True)]
+    mixed = [
+        torch.matmul(part.to(values.dtype), values).float()
+        for part, (_, values, _) in zip(parts, memories, strict=True)
+    ]
     return sum(mixed[1:], mixed[0])
-
-
-def _scores(query: Tensor, keys: Tensor, row_sums: bool) -> Tensor:
-    """Query (B, H, Q, D), keys (B, H, length, D) -> (B, H, Q, length), float32."""
-    query = query.to(keys.dtype)
-    if row_sums:  # a matrix product of few rows reuses little, and a sum fuses with adjacent operators
-        return (query.unsqueeze(3) * keys.unsqueeze(2)).sum(-1, dtype=torch.float32)
-    return torch.matmul(query, keys.transpose(-1, -2)).float()
-
-
-def _mix(weights: Tensor, values: Tensor, row_sums: bool) -> Tensor:
-    """Weights (B, H, Q, length) float32, values (B, H, length, D) -> (B, H, Q, D), float32."""
-    if row_sums:
-        return (weights.unsqueeze(4) * values.unsqueeze(2)).sum(3)
-    return torch.matmul(weights.to(values.dtype), values).float()
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, Linear | RMSNorm]]:

@@ -152,7 +152,7 @@ class _Layer(nn.Module):
             config.num_key_value_heads,
             head_dim(config),
         )
-        self.row_sums, self.rotated, biased = options.row_sums, rotated, biases(config)
+        self.options, self.rotated, biased = options, rotated, biases(config)
         self.widths = [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
         width, attention, mlp = config.hidden_size, f"{name}.self_attn", f"{name}.mlp"
         projections = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), self.widths, strict=True))
@@ -194,7 +194,7 @@ class _Layer(nn.Module):
             (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
             for keys, values, bias in memories
         ]
-        mixed = attend(grouped, repeated, self.head_dim**-0.5, row_sums=self.row_sums)
+        mixed = attend(grouped, repeated, self.options, self.head_dim**-0.5)
         hidden = hidden + self.out(join_heads(mixed.view(batch, self.heads, rows, width)), slot)
         gate, up = self.up(self.mlp_norm(hidden), slot).chunk(2, dim=-1)
         result: Tensor = hidden + self.down(self.activation(gate) * up, slot)

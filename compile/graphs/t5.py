@@ -185,7 +185,7 @@ class StaticT5(nn.Module):
 class _EncoderLayer(nn.Module):
     def __init__(self, config: T5Config, name: str, options: GraphOptions) -> None:
         super().__init__()
-        self.heads, self.dtype, self.row_sums = config.num_heads, options.dtype, options.row_sums
+        self.heads, self.options = config.num_heads, options
         inner, attention = config.num_heads * config.d_kv, f"{name}.layer.0.SelfAttention"
         self.norm = _norm(f"{name}.layer.0.layer_norm", config)
         self.qkv = options.linear({f"{attention}.{part}": inner for part in "qkv"}, config.d_model, options)
@@ -195,10 +195,10 @@ class _EncoderLayer(nn.Module):
     def forward(self, hidden: Tensor, bias: Tensor, slot: Tensor) -> Tensor:
         """Hidden (B, S, d_model), bias (B, H, S, S)."""
         query, keys, values = (
-            split_heads(part, self.heads).to(self.dtype).contiguous()
+            split_heads(part, self.heads).to(self.options.dtype).contiguous()
             for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
-        mixed = attend(query, [(keys, values, bias)], row_sums=self.row_sums)
+        mixed = attend(query, [(keys, values, bias)], self.options)
         hidden = hidden + self.out(join_heads(mixed), slot)
         result: Tensor = self.feed_forward(hidden, slot)
         return result
@@ -208,7 +208,7 @@ class _DecoderLayer(nn.Module):
     def __init__(self, config: T5Config, name: str, options: GraphOptions) -> None:
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.d_kv
-        self.write, self.row_sums = options.write, options.row_sums
+        self.options = options
         attention, cross = f"{name}.layer.0.SelfAttention", f"{name}.layer.1.EncDecAttention"
         self.norm = _norm(f"{name}.layer.0.layer_norm", config)
         self.qkv = options.linear({f"{attention}.{part}": inner for part in "qkv"}, config.d_model, options)
@@ -234,12 +234,12 @@ class _DecoderLayer(nn.Module):
         query, key, value = (
             split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
         )
-        keys, values = self.write(past[0], key, position), self.write(past[1], value, position)
+        keys, values = self.options.write(past[0], key, position), self.options.write(past[1], value, position)
         newest = first_rows(keys, len(hidden)), first_rows(values, len(hidden))
-        mixed = attend(query, [(*newest, past[2])], row_sums=self.row_sums)
+        mixed = attend(query, [(*newest, past[2])], self.options)
         hidden = hidden + self.out(join_heads(mixed), slot)
         query = split_heads(self.cross_query(self.cross_norm(hidden), slot), self.heads)
-        mixed = attend(query, [memory], row_sums=self.row_sums)
+        mixed = attend(query, [memory], self.options)
         hidden = hidden + self.cross_out(join_heads(mixed), slot)
         return self.feed_forward(hidden, slot), keys, values
 

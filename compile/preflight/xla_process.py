@@ -64,7 +64,6 @@ def graph_options(values: dict[str, Any]) -> GraphOptions:
         dtype=TORCH_DTYPES[values["dtype"]],
         kv_dtype=TORCH_DTYPES[values["kv_dtype"]],
         write=WRITES[values["write"]],
-        row_sums=False,
         source_len=values["source_len"],
         target_len=values["target_len"],
         soft_prompt_tokens=values["soft_prompt_tokens"],

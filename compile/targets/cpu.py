@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, ShortEncodeGraph, StaticModel, StepGraph, graph_module
-from compile.targets import one_row
+from compile.targets import few_queries, one_row
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
@@ -144,7 +144,16 @@ class CpuTarget:
     settings: CompileConfig
 
     suffix: ClassVar[str] = ".pt2"
-    sources: ClassVar[tuple[str, ...]] = ("targets/cpu.py", "targets/one_row.py", "targets/row_kernel.py")
+    sources: ClassVar[tuple[str, ...]] = (
+        "targets/attention_kernel.h",
+        "targets/attention_kernel.py",
+        "targets/cpp_kernel.py",
+        "targets/cpu.py",
+        "targets/few_queries.py",
+        "targets/one_row.py",
+        "targets/row_kernel.h",
+        "targets/row_kernel.py",
+    )
     weights_inside: ClassVar[bool] = False
     shares_process: ClassVar[bool] = True
 
@@ -162,7 +171,9 @@ class CpuTarget:
 
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
-        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "row_sums": True}
+        kv_dtype = self.settings.kv_dtype or self.settings.dtype
+        attend_few = few_queries.attend if few_queries.is_compiled(floats=kv_dtype == "fp32") else None
+        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "attend_few": attend_few}
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""
@@ -201,8 +212,9 @@ class CpuTarget:
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
-        from compile.targets import row_kernel  # imports most of Inductor
+        from compile.targets import attention_kernel, row_kernel  # import most of Inductor
 
+        attention_kernel.register()
         row_kernel.register()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         torch._inductor.config.compile_threads = 1  # one C++ compiler, because several processes like this one run

@@ -100,7 +100,7 @@ class NeuronTarget:
 
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
-        return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write].column, "row_sums": False}
+        return {"linear": Linear, "write": WRITES[self.settings.neuron.cache_write].column}
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""

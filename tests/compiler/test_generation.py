@@ -178,7 +178,7 @@ def test_other_cache_writes_and_products_generate_the_same_tokens(
     cases: dict[str, Case], family: str, num_beams: int, write: Callable[..., torch.Tensor]
 ) -> None:
     case = cases[family]
-    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=write, row_sums=False)
+    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=write, attend_few=few_queries.attend)
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
     seen = compared(case, case.prompts[:12], asked, StepGenerator(other))
     assert seen["different"] == 0

@@ -1,0 +1,230 @@
+// Attention of few queries, in AVX-512 instructions; few_queries.py has its definition in torch.
+#ifndef NEURON_SUM_ATTENTION_KERNEL
+#define NEURON_SUM_ATTENTION_KERNEL
+
+#include <ATen/cpu/vec/vec.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace neuron_sum {
+
+constexpr int64_t BLOCK = 16;  // positions whose scores are computed together: the float32 values of a register
+
+// Keys and values (batch, heads, length, width), and the steps of their bias in floats; 0 for a broadcast dimension.
+template <typename Type>
+struct Memory {
+  const Type* keys;
+  const Type* values;
+  const float* bias;
+  int64_t length, bias_of_example, bias_of_head, bias_of_query;
+};
+
+// The sums of keys and values in their type. Factor is the type of a query's and a weight's values.
+template <typename Type, int64_t width>
+struct Rows;
+
+template <int64_t width>
+struct Rows<float, width> {
+  using Factor = float;
+  static constexpr int64_t registers = width / 16, step = 1;
+
+  static void convert(const float* from, int64_t count, float* to) { std::copy(from, from + count, to); }
+
+  static __m512 product(const float* query, const float* key) {
+    __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
+    for (int64_t at = 16; at < width; at += 16)
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(query + at), _mm512_loadu_ps(key + at), sum);
+    return sum;
+  }
+
+  struct Values {
+    __m512 parts[registers];
+
+    Values(const float* row, const float*) {
+      for (int64_t i = 0; i < registers; i++) parts[i] = _mm512_loadu_ps(row + 16 * i);
+    }
+
+    void add(const float* weight, __m512 (&sums)[registers]) const {
+      const __m512 factor = _mm512_set1_ps(*weight);
+      for (int64_t i = 0; i < registers; i++) sums[i] = _mm512_fmadd_ps(factor, parts[i], sums[i]);
+    }
+  };
+
+  static void store(const __m512 (&sums)[registers], __m512 scale, float* to) {
+    for (int64_t i = 0; i < registers; i++) _mm512_storeu_ps(to + 16 * i, _mm512_mul_ps(sums[i], scale));
+  }
+};
+
+#ifdef __AVX512BF16__
+// An instruction multiplies pairs of values: two of a key, or those of two positions in one column.
+template <int64_t width>
+struct Rows<at::BFloat16, width> {
+  using Factor = at::BFloat16;
+  static constexpr int64_t registers = width / 16, step = 2;
+
+  static __m512bh load(const at::BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+
+  static void convert(const float* from, int64_t count, at::BFloat16* to) {
+    for (int64_t at = 0; at < count; at += 16)
+      _mm256_storeu_si256((__m256i*)(to + at), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + at)));
+  }
+
+  static __m512 product(const at::BFloat16* query, const at::BFloat16* key) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t at = 0; at < width; at += 32) sum = _mm512_dpbf16_ps(sum, load(query + at), load(key + at));
+    return sum;
+  }
+
+  struct Values {
+    __m512bh parts[registers];
+
+    Values(const at::BFloat16* row, const at::BFloat16* next) {
+      for (int64_t i = 0; i < registers; i += 2) {
+        const auto first = _mm512_loadu_si512(row + 16 * i), second = _mm512_loadu_si512(next + 16 * i);
+        parts[i] = (__m512bh)_mm512_unpacklo_epi16(first, second);
+        parts[i + 1] = (__m512bh)_mm512_unpackhi_epi16(first, second);
+      }
+    }
+
+    void add(const at::BFloat16* weight, __m512 (&sums)[registers]) const {
+      int32_t both;
+      std::memcpy(&both, weight, sizeof both);
+      const auto factors = (__m512bh)_mm512_set1_epi32(both);
+      for (int64_t i = 0; i < registers; i++) sums[i] = _mm512_dpbf16_ps(sums[i], factors, parts[i]);
+    }
+  };
+
+  // The two registers of 32 columns have columns 0-3, 8-11, ... and 4-7, 12-15, ...
+  static void store(const __m512 (&sums)[registers], __m512 scale, float* to) {
+    const auto lower = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const auto upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
+    for (int64_t i = 0; i < registers; i += 2) {
+      const auto first = _mm512_permutex2var_ps(sums[i], lower, sums[i + 1]);
+      const auto second = _mm512_permutex2var_ps(sums[i], upper, sums[i + 1]);
+      _mm512_storeu_ps(to + 16 * i, _mm512_mul_ps(first, scale));
+      _mm512_storeu_ps(to + 16 * i + 16, _mm512_mul_ps(second, scale));
+    }
+  }
+};
+#endif
+
+// The sum of each of 16 registers.
+inline __m512 sums_of(__m512 (&rows)[BLOCK]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    const auto first = rows[2 * i], second = rows[2 * i + 1];
+    rows[i] = _mm512_add_ps(_mm512_unpacklo_ps(first, second), _mm512_unpackhi_ps(first, second));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const auto first = _mm512_castps_pd(rows[2 * i]), second = _mm512_castps_pd(rows[2 * i + 1]);
+    rows[i] = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(first, second)), _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+  }
+  const auto halves = [](__m512 first, __m512 second) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88), _mm512_shuffle_f32x4(first, second, 0xdd));
+  };
+  return halves(halves(rows[0], rows[1]), halves(rows[2], rows[3]));
+}
+
+// The attention of the queries of one K/V head of one example; see few_queries.py.
+template <typename Type, int64_t queries, int64_t width, int64_t blocks, size_t count>
+void attend_head(
+    const float* query, const Memory<Type> (&memories)[count], int64_t example, int64_t head, int64_t pair,
+    float unread, float* result) {
+  using Row = Rows<Type, width>;
+  constexpr int64_t padded = blocks * BLOCK;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  // Queries that share each value that is read; their sums stay in registers.
+  constexpr int64_t tile = std::min<int64_t>(queries, std::max<int64_t>(1, 16 / Row::registers));
+  std::vector<typename Row::Factor> factors(queries * std::max(width, padded));
+  std::vector<float> weights(queries * padded);
+  bool is_read[blocks];
+  const __m512 unread_bias = _mm512_set1_ps(unread);
+
+  Row::convert(query, queries * width, factors.data());
+  int64_t block = 0;
+  for (const auto& memory : memories) {
+    const Type* keys = memory.keys + pair * memory.length * width;
+    const float* bias = memory.bias + example * memory.bias_of_example + head * memory.bias_of_head;
+    for (int64_t at = 0; at < memory.length; at += BLOCK, block++) {
+      const __mmask16 inside = (1u << std::min(BLOCK, memory.length - at)) - 1;
+      const auto biases = [&](int64_t i) {
+        return _mm512_mask_loadu_ps(_mm512_set1_ps(-infinity), inside, bias + i * memory.bias_of_query + at);
+      };
+      is_read[block] = false;
+      for (int64_t i = 0; i < (memory.bias_of_query ? queries : 1); i++)
+        is_read[block] |= _mm512_cmp_ps_mask(biases(i), unread_bias, _CMP_GT_OQ) != 0;
+      if (!is_read[block]) continue;
+      for (int64_t i = 0; i < queries; i++) {
+        __m512 products[BLOCK];
+#pragma GCC unroll 16
+        for (int64_t row = 0; row < BLOCK; row++)
+          products[row] = Row::product(
+              factors.data() + i * width, keys + std::min(at + row, memory.length - 1) * width);
+        const __m512 added = biases(i);
+        const auto kept = _mm512_cmp_ps_mask(added, unread_bias, _CMP_GT_OQ);
+        const auto scores = _mm512_mask_add_ps(_mm512_set1_ps(-infinity), kept, sums_of(products), added);
+        _mm512_storeu_ps(weights.data() + i * padded + block * BLOCK, scores);
+      }
+    }
+  }
+
+  float scales[queries];
+  for (int64_t i = 0; i < queries; i++) {
+    float* row = weights.data() + i * padded;
+    __m512 highest = unread_bias, sum = _mm512_setzero_ps();
+    for (int64_t at = 0; at < padded; at += BLOCK)
+      if (is_read[at / BLOCK]) highest = _mm512_max_ps(highest, _mm512_loadu_ps(row + at));
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+    for (int64_t at = 0; at < padded; at += BLOCK) {
+      if (!is_read[at / BLOCK]) continue;
+      const __m512 weight = at::vec::Vectorized<float>(_mm512_sub_ps(_mm512_loadu_ps(row + at), top)).exp_u20();
+      sum = _mm512_add_ps(sum, weight);
+      _mm512_storeu_ps(row + at, weight);
+    }
+    scales[i] = 1.0f / std::max(_mm512_reduce_add_ps(sum), std::numeric_limits<float>::min());
+  }
+
+  Row::convert(weights.data(), queries * padded, factors.data());
+  const auto mix = [&](auto number, int64_t first) {
+    constexpr int64_t rows = decltype(number)::value;
+    __m512 sums[rows][Row::registers];
+    for (auto& each : sums)
+      for (auto& part : each) part = _mm512_setzero_ps();
+    int64_t block = 0;
+    for (const auto& memory : memories) {
+      const Type* values = memory.values + pair * memory.length * width;
+      for (int64_t start = 0; start < memory.length; start += BLOCK, block++) {
+        if (!is_read[block]) continue;
+        for (int64_t at = start; at < std::min(start + BLOCK, memory.length); at += Row::step) {
+          const typename Row::Values read(values + at * width, values + std::min(at + 1, memory.length - 1) * width);
+          for (int64_t i = 0; i < rows; i++)
+            read.add(factors.data() + (first + i) * padded + block * BLOCK + at - start, sums[i]);
+        }
+      }
+    }
+    for (int64_t i = 0; i < rows; i++)
+      Row::store(sums[i], _mm512_set1_ps(scales[first + i]), result + (first + i) * width);
+  };
+  int64_t first = 0;
+  for (; first + tile <= queries; first += tile) mix(std::integral_constant<int64_t, tile>(), first);
+  if constexpr (queries % tile > 0) mix(std::integral_constant<int64_t, queries % tile>(), first);
+}
+
+template <typename Type, int64_t batch, int64_t heads, int64_t queries, int64_t width, int64_t blocks, size_t count>
+void attend(const float* query, const Memory<Type> (&memories)[count], float unread, float* result) {
+#pragma omp parallel for
+  for (int64_t pair = 0; pair < batch * heads; pair++)
+    attend_head<Type, queries, width, blocks>(
+        query + pair * queries * width, memories, pair / heads, pair % heads, pair, unread,
+        result + pair * queries * width);
+}
+
+}  // namespace neuron_sum
+
+#endif

@@ -1,0 +1,52 @@
+"""Attention of few queries over the K/V cache; attention_kernel.py compiles it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compile.graphs.kv_cache import MASKED
+from compile.graphs.layers import Memory
+from neuron_sum.platform import cpu
+
+
+UNREAD = MASKED / 2
+"""Positions with a bias up to this value are not read, and have the weight 0."""
+
+
+def is_compiled(*, floats: bool) -> bool:
+    """Whether this CPU has the instructions of the kernel, for keys and values in float32 or else in bfloat16."""
+    has_registers = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_registers and (floats or "avx512_bf16" in cpu.flags())
+
+
+def attend(query: Tensor, memories: Sequence[Memory]) -> Tensor:
+    """See `compile.graphs.layers.GraphOptions.attend_few`."""
+    keys, values, biases = zip(*memories, strict=True)
+    mixed: Tensor = few_queries(query.contiguous(), list(keys), list(values), list(biases))
+    return mixed
+
+
+@torch.library.custom_op("neuron_sum::few_queries", mutates_args=())
+def few_queries(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """The definition of the kernel in plain torch.
+
+    Args:
+        query: (B, H, Q, D), float32.
+        keys: For each memory (B, H, length, D), float32 or bfloat16.
+        values: Like `keys`.
+        biases: For each memory, broadcastable to (B, H, Q, length), float32; see `UNREAD`.
+
+    Returns:
+        (B, H, Q, D), float32; zeros for a query whose positions are all masked.
+    """
+    shape = (*query.shape[:3], -1)
+    bias = torch.cat([bias.expand(shape) for bias in biases], dim=-1)
+    scores = query @ torch.cat(list(keys), dim=2).float().transpose(-1, -2) + bias
+    weights = torch.softmax(scores, dim=-1).masked_fill(bias <= UNREAD, 0.0)
+    return weights @ torch.cat(list(values), dim=2).float()
+
+
+@few_queries.register_fake
+def _shape(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    return torch.empty_like(query)
