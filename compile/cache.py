@@ -73,7 +73,7 @@ def key(
             str(options.kv_dtype),
             options.linear.__name__,
             options.write.__name__,
-            getattr(options.attend_few, "__name__", None),
+            getattr(options.attend, "__name__", None),
             options.source_len,
             options.target_len,
             options.soft_prompt_tokens,

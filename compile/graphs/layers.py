@@ -16,14 +16,12 @@ from torch.nn import functional
 from compile.graphs.kv_cache import write_column
 from neuron_sum.artifact import AdapterSpec
 
-FEW_QUERIES = 32
-"""The number of queries of a K/V head up to which `GraphOptions.attend_few` is used."""
-
-FEW_WIDTH = 32
-"""It takes keys whose width is a multiple of this: the bfloat16 values of a register of AVX-512."""
+ATTEND_WIDTH = 32
+"""`GraphOptions.attend` takes heads whose width is a multiple of this: the bfloat16 values of a register of AVX-512."""
 
 Memory = tuple[Tensor, Tensor, Tensor]
-"""Keys and values (B, H, length, D), and the bias of the scores, broadcastable to (B, H, Q, length), float32."""
+"""Keys and values (B, H, length, D), and the bias of the scores (B or 1, H or 1, rows, length), float32. The number of
+queries is a multiple of its rows, which repeat."""
 
 
 class Linear(nn.Module):
@@ -117,8 +115,8 @@ class GraphOptions:
         linear: The target's class of projections, which stores and multiplies the weights.
         write: The function that writes a step's column into the self-attention cache: (cache, column, position) ->
             cache. It writes in place, or returns a new tensor.
-        attend_few: The target's function for the attention of few queries (B, H, Q, D), scaled, over all memories ->
-            (B, H, Q, D), float32; None to use matrix products, for which a device has an engine.
+        attend: The target's attention of scaled queries (B, H, Q, D) over all memories -> (B, H, Q, D), float32; None
+            for matrix products and a softmax.
         source_len: The source length of the longest bucket in tokens, without the soft prompt.
         target_len: The target length of the longest bucket in tokens.
         soft_prompt_tokens: The number of positions reserved for a soft prompt before the source.
@@ -129,7 +127,7 @@ class GraphOptions:
     kv_dtype: torch.dtype = torch.float32
     linear: type[Linear] = field(default=Linear)
     write: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=write_column)
-    attend_few: Callable[[Tensor, Sequence[Memory]], Tensor] | None = None
+    attend: Callable[[Tensor, Sequence[Memory]], Tensor] | None = None
     source_len: int = 512
     target_len: int = 128
     soft_prompt_tokens: int = 0
@@ -205,7 +203,7 @@ def attend(query: Tensor, memories: Sequence[Memory], options: GraphOptions, sca
     Args:
         query: (B, H, Q, D), float32.
         memories: Each has its own length.
-        options: For `attend_few`.
+        options: For the target's `attend`.
         scale: The factor of the scores; T5 has none.
 
     Returns:
@@ -213,9 +211,13 @@ def attend(query: Tensor, memories: Sequence[Memory], options: GraphOptions, sca
     """
     if scale != 1.0:
         query = query * scale
-    if options.attend_few is not None and query.shape[2] <= FEW_QUERIES and query.shape[3] % FEW_WIDTH == 0:
-        return options.attend_few(query, memories)
-    scores = [torch.matmul(query.to(keys.dtype), keys.transpose(-1, -2)).float() + bias for keys, _, bias in memories]
+    if options.attend is not None and query.shape[3] % ATTEND_WIDTH == 0:
+        return options.attend(query, memories)
+    scores = [
+        torch.matmul(query.to(keys.dtype), keys.transpose(-1, -2)).float()
+        + (bias if bias.shape[2] == 1 else bias.repeat(1, 1, query.shape[2] // bias.shape[2], 1))
+        for keys, _, bias in memories
+    ]
     weights = torch.softmax(torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0], dim=-1)
     parts = torch.split(weights, [keys.shape[2] for keys, _, _ in memories], dim=-1)
     mixed = [

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from compile.graphs.kv_cache import MASKED, ancestry_bias
 from compile.graphs.layers import (
     GraphOptions,
+    Memory,
     RMSNorm,
     SoftPrompts,
     attend,
@@ -182,19 +183,13 @@ class _Layer(nn.Module):
             query, keys = _rotate(query, cos, sin), _rotate(keys, cos, sin)
         return query, keys, values
 
-    def finish(
-        self, hidden: Tensor, query: Tensor, memories: list[tuple[Tensor, Tensor, Tensor]], slot: Tensor
-    ) -> Tensor:
+    def finish(self, hidden: Tensor, query: Tensor, memories: list[Memory], slot: Tensor) -> Tensor:
         """Grouped attention (Ainslie et al. 2023, arXiv:2305.13245), then the feed-forward part."""
         batch, _, rows, width = query.shape
         group = self.heads // self.kv_heads
         # The query heads that share a K/V head become additional queries of that head.
         grouped = query.reshape(batch, self.kv_heads, group * rows, width)
-        repeated = [
-            (keys, values, bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1))
-            for keys, values, bias in memories
-        ]
-        mixed = attend(grouped, repeated, self.options, self.head_dim**-0.5)
+        mixed = attend(grouped, memories, self.options, self.head_dim**-0.5)
         hidden = hidden + self.out(join_heads(mixed.view(batch, self.heads, rows, width)), slot)
         gate, up = self.up(self.mlp_norm(hidden), slot).chunk(2, dim=-1)
         result: Tensor = hidden + self.down(self.activation(gate) * up, slot)

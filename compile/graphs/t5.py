@@ -194,10 +194,8 @@ class _EncoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, bias: Tensor, slot: Tensor) -> Tensor:
         """Hidden (B, S, d_model), bias (B, H, S, S)."""
-        query, keys, values = (
-            split_heads(part, self.heads).to(self.options.dtype).contiguous()
-            for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1)
-        )
+        query, *both = (split_heads(part, self.heads) for part in self.qkv(self.norm(hidden), slot).chunk(3, dim=-1))
+        keys, values = (part.to(self.options.dtype).contiguous() for part in both)
         mixed = attend(query, [(keys, values, bias)], self.options)
         hidden = hidden + self.out(join_heads(mixed), slot)
         result: Tensor = self.feed_forward(hidden, slot)

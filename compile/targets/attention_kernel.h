@@ -1,4 +1,4 @@
-// Attention of few queries, in AVX-512 instructions; few_queries.py has its definition in torch.
+// Attention in AVX-512 instructions; attention.py has its definition in torch.
 #ifndef NEURON_SUM_ATTENTION_KERNEL
 #define NEURON_SUM_ATTENTION_KERNEL
 
@@ -7,20 +7,24 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
-#include <vector>
+#include <memory>
+#include <type_traits>
 
 namespace neuron_sum {
 
 constexpr int64_t BLOCK = 16;  // positions whose scores are computed together: the float32 values of a register
+constexpr int64_t TILE = 16;   // queries that read keys and values together, while these are in the cache
 
-// Keys and values (batch, heads, length, width), and the steps of their bias in floats; 0 for a broadcast dimension.
+// Keys and values (batch, heads, length, width), and their bias (batch, heads, bias_rows, length) with the distance of
+// its examples and heads in floats, 0 for a broadcast dimension.
 template <typename Type>
 struct Memory {
   const Type* keys;
   const Type* values;
   const float* bias;
-  int64_t length, bias_of_example, bias_of_head, bias_of_query;
+  int64_t length, bias_rows, bias_of_example, bias_of_head;
 };
 
 // The sums of keys and values in their type. Factor is the type of a query's and a weight's values.
@@ -32,7 +36,7 @@ struct Rows<float, width> {
   using Factor = float;
   static constexpr int64_t registers = width / 16, step = 1;
 
-  static void convert(const float* from, int64_t count, float* to) { std::copy(from, from + count, to); }
+  static void convert(__m512 from, float* to) { _mm512_storeu_ps(to, from); }
 
   static __m512 product(const float* query, const float* key) {
     __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
@@ -68,9 +72,8 @@ struct Rows<at::BFloat16, width> {
 
   static __m512bh load(const at::BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
 
-  static void convert(const float* from, int64_t count, at::BFloat16* to) {
-    for (int64_t at = 0; at < count; at += 16)
-      _mm256_storeu_si256((__m256i*)(to + at), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + at)));
+  static void convert(__m512 from, at::BFloat16* to) {
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(from));
   }
 
   static __m512 product(const at::BFloat16* query, const at::BFloat16* key) {
@@ -131,22 +134,24 @@ inline __m512 sums_of(__m512 (&rows)[BLOCK]) {
   return halves(halves(rows[0], rows[1]), halves(rows[2], rows[3]));
 }
 
-// The attention of the queries of one K/V head of one example; see few_queries.py.
-template <typename Type, int64_t queries, int64_t width, int64_t blocks, size_t count>
-void attend_head(
-    const float* query, const Memory<Type> (&memories)[count], int64_t example, int64_t head, int64_t pair,
-    float unread, float* result) {
+// The attention of up to TILE queries, from `first` on, of one head of one example.
+template <typename Type, int64_t width, size_t count>
+void attend_tile(
+    const float* query, const Memory<Type> (&memories)[count], int64_t example, int64_t head, int64_t heads,
+    int64_t first, int64_t queries, float unread, float* result) {
   using Row = Rows<Type, width>;
-  constexpr int64_t padded = blocks * BLOCK;
+  using Factor = typename Row::Factor;
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  // Queries that share each value that is read; their sums stay in registers.
-  constexpr int64_t tile = std::min<int64_t>(queries, std::max<int64_t>(1, 16 / Row::registers));
-  std::vector<typename Row::Factor> factors(queries * std::max(width, padded));
-  std::vector<float> weights(queries * padded);
-  bool is_read[blocks];
+  const int64_t pair = example * heads + head;
+  int64_t blocks = 0;
+  for (const auto& memory : memories) blocks += (memory.length + BLOCK - 1) / BLOCK;
+  const int64_t padded = blocks * BLOCK;
+  const std::unique_ptr<Factor[]> factors(new Factor[queries * std::max(width, padded)]);
+  const std::unique_ptr<float[]> weights(new float[queries * padded]);
+  const std::unique_ptr<bool[]> is_read(new bool[blocks]);
   const __m512 unread_bias = _mm512_set1_ps(unread);
 
-  Row::convert(query, queries * width, factors.data());
+  for (int64_t at = 0; at < queries * width; at += 16) Row::convert(_mm512_loadu_ps(query + at), factors.get() + at);
   int64_t block = 0;
   for (const auto& memory : memories) {
     const Type* keys = memory.keys + pair * memory.length * width;
@@ -154,29 +159,30 @@ void attend_head(
     for (int64_t at = 0; at < memory.length; at += BLOCK, block++) {
       const __mmask16 inside = (1u << std::min(BLOCK, memory.length - at)) - 1;
       const auto biases = [&](int64_t i) {
-        return _mm512_mask_loadu_ps(_mm512_set1_ps(-infinity), inside, bias + i * memory.bias_of_query + at);
+        const float* row = bias + (first + i) % memory.bias_rows * memory.length;
+        return _mm512_mask_loadu_ps(_mm512_set1_ps(-infinity), inside, row + at);
       };
       is_read[block] = false;
-      for (int64_t i = 0; i < (memory.bias_of_query ? queries : 1); i++)
+      for (int64_t i = 0; i < std::min(queries, memory.bias_rows); i++)
         is_read[block] |= _mm512_cmp_ps_mask(biases(i), unread_bias, _CMP_GT_OQ) != 0;
       if (!is_read[block]) continue;
       for (int64_t i = 0; i < queries; i++) {
         __m512 products[BLOCK];
 #pragma GCC unroll 16
         for (int64_t row = 0; row < BLOCK; row++)
-          products[row] = Row::product(
-              factors.data() + i * width, keys + std::min(at + row, memory.length - 1) * width);
+          products[row] =
+              Row::product(factors.get() + i * width, keys + std::min(at + row, memory.length - 1) * width);
         const __m512 added = biases(i);
         const auto kept = _mm512_cmp_ps_mask(added, unread_bias, _CMP_GT_OQ);
         const auto scores = _mm512_mask_add_ps(_mm512_set1_ps(-infinity), kept, sums_of(products), added);
-        _mm512_storeu_ps(weights.data() + i * padded + block * BLOCK, scores);
+        _mm512_storeu_ps(weights.get() + i * padded + block * BLOCK, scores);
       }
     }
   }
 
-  float scales[queries];
+  float scales[TILE];
   for (int64_t i = 0; i < queries; i++) {
-    float* row = weights.data() + i * padded;
+    float* row = weights.get() + i * padded;
     __m512 highest = unread_bias, sum = _mm512_setzero_ps();
     for (int64_t at = 0; at < padded; at += BLOCK)
       if (is_read[at / BLOCK]) highest = _mm512_max_ps(highest, _mm512_loadu_ps(row + at));
@@ -185,13 +191,12 @@ void attend_head(
       if (!is_read[at / BLOCK]) continue;
       const __m512 weight = at::vec::Vectorized<float>(_mm512_sub_ps(_mm512_loadu_ps(row + at), top)).exp_u20();
       sum = _mm512_add_ps(sum, weight);
-      _mm512_storeu_ps(row + at, weight);
+      Row::convert(weight, factors.get() + i * padded + at);
     }
     scales[i] = 1.0f / std::max(_mm512_reduce_add_ps(sum), std::numeric_limits<float>::min());
   }
 
-  Row::convert(weights.data(), queries * padded, factors.data());
-  const auto mix = [&](auto number, int64_t first) {
+  const auto mix = [&](auto number, int64_t start) {
     constexpr int64_t rows = decltype(number)::value;
     __m512 sums[rows][Row::registers];
     for (auto& each : sums)
@@ -199,30 +204,42 @@ void attend_head(
     int64_t block = 0;
     for (const auto& memory : memories) {
       const Type* values = memory.values + pair * memory.length * width;
-      for (int64_t start = 0; start < memory.length; start += BLOCK, block++) {
+      for (int64_t from = 0; from < memory.length; from += BLOCK, block++) {
         if (!is_read[block]) continue;
-        for (int64_t at = start; at < std::min(start + BLOCK, memory.length); at += Row::step) {
+        for (int64_t at = from; at < std::min(from + BLOCK, memory.length); at += Row::step) {
           const typename Row::Values read(values + at * width, values + std::min(at + 1, memory.length - 1) * width);
           for (int64_t i = 0; i < rows; i++)
-            read.add(factors.data() + (first + i) * padded + block * BLOCK + at - start, sums[i]);
+            read.add(factors.get() + (start + i) * padded + block * BLOCK + at - from, sums[i]);
         }
       }
     }
     for (int64_t i = 0; i < rows; i++)
-      Row::store(sums[i], _mm512_set1_ps(scales[first + i]), result + (first + i) * width);
+      Row::store(sums[i], _mm512_set1_ps(scales[start + i]), result + (start + i) * width);
   };
-  int64_t first = 0;
-  for (; first + tile <= queries; first += tile) mix(std::integral_constant<int64_t, tile>(), first);
-  if constexpr (queries % tile > 0) mix(std::integral_constant<int64_t, queries % tile>(), first);
+  // Queries that share each value that is read; their sums stay in registers.
+  constexpr int64_t together = std::min<int64_t>(4, std::max<int64_t>(1, 16 / Row::registers));
+  for (int64_t start = 0; start < queries; start += together) {
+    switch (std::min(together, queries - start)) {
+      case 4: mix(std::integral_constant<int64_t, 4>(), start); break;
+      case 3: mix(std::integral_constant<int64_t, 3>(), start); break;
+      case 2: mix(std::integral_constant<int64_t, 2>(), start); break;
+      default: mix(std::integral_constant<int64_t, 1>(), start);
+    }
+  }
 }
 
-template <typename Type, int64_t batch, int64_t heads, int64_t queries, int64_t width, int64_t blocks, size_t count>
-void attend(const float* query, const Memory<Type> (&memories)[count], float unread, float* result) {
+template <typename Type, int64_t width, size_t count>
+void attend(
+    const float* query, const Memory<Type> (&memories)[count], int64_t batch, int64_t heads, int64_t queries,
+    float unread, float* result) {
+  const int64_t tiles = (queries + TILE - 1) / TILE;
 #pragma omp parallel for
-  for (int64_t pair = 0; pair < batch * heads; pair++)
-    attend_head<Type, queries, width, blocks>(
-        query + pair * queries * width, memories, pair / heads, pair % heads, pair, unread,
-        result + pair * queries * width);
+  for (int64_t task = 0; task < batch * heads * tiles; task++) {
+    const int64_t pair = task / tiles, first = task % tiles * TILE, offset = (pair * queries + first) * width;
+    attend_tile<Type, width>(
+        query + offset, memories, pair / heads, pair % heads, heads, first, std::min(TILE, queries - first), unread,
+        result + offset);
+  }
 }
 
 }  // namespace neuron_sum

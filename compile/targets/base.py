@@ -43,7 +43,7 @@ class Target(Protocol):
         """
 
     def graph_options(self) -> dict[str, Any]:
-        """The target's fields of `GraphOptions`: linear, write, attend_few."""
+        """The target's fields of `GraphOptions`: linear, write, attend."""
 
     def identity(self) -> dict[str, Any]:
         """The inputs of a compiled graph besides model and shape: versions, compiler, arguments, machine."""

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, ShortEncodeGraph, StaticModel, StepGraph, graph_module
-from compile.targets import few_queries, one_row
+from compile.targets import attention, one_row
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
@@ -145,11 +145,11 @@ class CpuTarget:
 
     suffix: ClassVar[str] = ".pt2"
     sources: ClassVar[tuple[str, ...]] = (
+        "targets/attention.py",
         "targets/attention_kernel.h",
         "targets/attention_kernel.py",
         "targets/cpp_kernel.py",
         "targets/cpu.py",
-        "targets/few_queries.py",
         "targets/one_row.py",
         "targets/row_kernel.h",
         "targets/row_kernel.py",
@@ -172,8 +172,8 @@ class CpuTarget:
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
         kv_dtype = self.settings.kv_dtype or self.settings.dtype
-        attend_few = few_queries.attend if few_queries.is_compiled(floats=kv_dtype == "fp32") else None
-        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "attend_few": attend_few}
+        attend = attention.attend if attention.is_compiled(floats=kv_dtype == "fp32") else None
+        return {"linear": LINEARS[self.settings.dtype], "write": write_column, "attend": attend}
 
     def identity(self) -> dict[str, Any]:
         """See `Target`."""

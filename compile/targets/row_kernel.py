@@ -22,6 +22,6 @@ def register() -> None:
     cpp_kernel.register(operator, header, _call, lambda inputs: inputs["weight"].get_size()[:1])
 
 
-def _call(inputs: Mapping[str, Any]) -> str:
-    outputs, width = inputs["weight"].get_size()
+def _call(kernel: Any, inputs: Mapping[str, Any]) -> str:
+    outputs, width = (kernel.size(inputs["weight"], dim) for dim in range(2))
     return f"neuron_sum::multiply_row<{outputs}, {width}, {BLOCK}>(row, scales, weight, result);"

@@ -1,4 +1,4 @@
-"""Attention of few queries: its definition in torch, and the kernel in a compiled graph."""
+"""Attention: its definition in torch, and the kernel in a compiled graph."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compile.graphs.kv_cache import MASKED
 from compile.graphs.layers import GraphOptions, Memory, attend
-from compile.targets import attention_kernel, few_queries
+from compile.targets import attention, attention_kernel
 from compile.targets.cpu import INDUCTOR
 
 WIDTH = 64
@@ -45,48 +45,45 @@ def test_the_definition_is_attention(queries: int) -> None:
     torch.manual_seed(0)
     query = torch.randn(2, 3, queries, WIDTH)
     memories = [memory(17, (2, 1, 1), torch.float32), memory(40, (1, 3, queries), torch.float32)]
-    assert error(few_queries.attend(query, memories), attend(query, memories, GraphOptions())) < 1e-5
+    assert error(attention.attend(query, memories), attend(query, memories, GraphOptions())) < 1e-5
 
 
 def test_a_query_whose_positions_are_masked_has_zeros() -> None:
     query = torch.randn(2, 3, 2, WIDTH)
     keys, values, bias = memory(17, (2, 1, 2), torch.float32)
     bias[1, 0, 1] = MASKED
-    result = few_queries.attend(query, [(keys, values, bias)])
+    result = attention.attend(query, [(keys, values, bias)])
     assert result[1, :, 1].abs().max() == 0
     assert bool((result[1, :, 0] != 0).all())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("queries", "lengths", "biases"),
+    ("dtype", "queries", "lengths", "biases"),
     [
-        (1, [33], [(2, 1, 1)]),
-        (3, [16, 7], [(2, 1, 1), (2, 3, 3)]),
-        (9, [5, 64], [(1, 1, 1), (2, 1, 9)]),
+        pytest.param(torch.float32, 3, [33, 7], [(2, 1, 1), (2, 3, 3)], id="fp32, two memories"),
+        pytest.param(torch.bfloat16, 9, [5, 64], [(1, 1, 1), (2, 1, 3)], id="bf16, two memories"),
+        pytest.param(torch.bfloat16, 38, [19], [(2, 1, 19)], id="bf16, a prompt"),
     ],
 )
 def test_the_kernel_computes_the_definition(
-    tmp_path: Path, queries: int, lengths: list[int], biases: list[tuple[int, ...]], dtype: torch.dtype
+    tmp_path: Path, dtype: torch.dtype, queries: int, lengths: list[int], biases: list[tuple[int, ...]]
 ) -> None:
-    if not few_queries.is_compiled(floats=dtype == torch.float32):
+    if not attention.is_compiled(floats=dtype == torch.float32):
         pytest.skip("this CPU lacks the instructions")
     torch.manual_seed(0)
     attention_kernel.register()
-    attention = Attention(GraphOptions(attend_few=few_queries.attend))
-    compiled = None
+    module, compiled = Attention(GraphOptions(attend=attention.attend)), None
     for masked in (0.0, 0.3, 0.97):  # whole blocks of 16 positions are masked in the last
-        memories = [
-            memory(length, bias, dtype, masked=masked) for length, bias in zip(lengths, biases, strict=True)
-        ]
-        memories[0][2][1 % biases[0][0]] = MASKED if len(lengths) == 1 and masked > 0.9 else 0.0
+        memories = [memory(length, bias, dtype, masked=masked) for length, bias in zip(lengths, biases, strict=True)]
+        if masked > 0.9:  # the positions of an example without a prompt
+            for _, _, bias in memories:
+                bias[-1] = MASKED
         inputs = torch.randn(2, 3, queries, WIDTH), *(tensor for each in memories for tensor in each)
         with torch.no_grad():
             if compiled is None:
-                exported = torch.export.export(attention, inputs, strict=False)
+                exported = torch.export.export(module, inputs, strict=False)
                 path = str(tmp_path / "attention.pt2")
                 torch._inductor.aoti_compile_and_package(exported, package_path=path, inductor_configs=INDUCTOR)
                 compiled = torch._inductor.aoti_load_package(path)
-            result = compiled(*inputs)
-            assert error(result, attention(*inputs)) < (1e-5 if dtype == torch.float32 else 0.02)
+            assert error(compiled(*inputs), module(*inputs)) < (1e-5 if dtype == torch.float32 else 0.02)

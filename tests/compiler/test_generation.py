@@ -21,6 +21,7 @@ from compile.graphs import kv_cache, llama, t5
 from compile.graphs.buckets import bucket_graphs
 from compile.graphs.layers import GraphOptions
 from compile.graphs.static import StepGraph, eager_runtime, graph_module, static_model, weights
+from compile.targets import attention
 from neuron_sum.artifact import Bucket, SpecialTokens
 from neuron_sum.data.sources import load_dataset
 from neuron_sum.errors import ArtifactError
@@ -178,7 +179,7 @@ def test_other_cache_writes_and_products_generate_the_same_tokens(
     cases: dict[str, Case], family: str, num_beams: int, write: Callable[..., torch.Tensor]
 ) -> None:
     case = cases[family]
-    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=write, attend_few=few_queries.attend)
+    other = eager(case.model, SOURCE_LEN, TARGET_LEN, (3,), write=write, attend=attention.attend)
     asked = GenerateConfig(num_beams=num_beams, max_new_tokens=TARGET_LEN)
     seen = compared(case, case.prompts[:12], asked, StepGenerator(other))
     assert seen["different"] == 0

@@ -1,4 +1,4 @@
-"""Attention of few queries over the K/V cache; attention_kernel.py compiles it."""
+"""Attention as one operator, with its definition in torch; attention_kernel.py compiles it."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ from torch import Tensor
 from compile.graphs.kv_cache import MASKED
 from compile.graphs.layers import Memory
 from neuron_sum.platform import cpu
-
 
 UNREAD = MASKED / 2
 """Positions with a bias up to this value are not read, and have the weight 0."""
@@ -21,32 +20,35 @@ def is_compiled(*, floats: bool) -> bool:
 
 
 def attend(query: Tensor, memories: Sequence[Memory]) -> Tensor:
-    """See `compile.graphs.layers.GraphOptions.attend_few`."""
+    """See `compile.graphs.layers.GraphOptions.attend`."""
     keys, values, biases = zip(*memories, strict=True)
-    mixed: Tensor = few_queries(query.contiguous(), list(keys), list(values), list(biases))
+    mixed: Tensor = attention(query.contiguous(), list(keys), list(values), list(biases))
     return mixed
 
 
-@torch.library.custom_op("neuron_sum::few_queries", mutates_args=())
-def few_queries(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+@torch.library.custom_op("neuron_sum::attention", mutates_args=())
+def attention(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """The definition of the kernel in plain torch.
 
     Args:
         query: (B, H, Q, D), float32.
         keys: For each memory (B, H, length, D), float32 or bfloat16.
         values: Like `keys`.
-        biases: For each memory, broadcastable to (B, H, Q, length), float32; see `UNREAD`.
+        biases: For each memory (B or 1, H or 1, rows, length), float32; Q is a multiple of the rows, which repeat.
+            See `UNREAD`.
 
     Returns:
         (B, H, Q, D), float32; zeros for a query whose positions are all masked.
     """
-    shape = (*query.shape[:3], -1)
-    bias = torch.cat([bias.expand(shape) for bias in biases], dim=-1)
+    batch, heads, queries, _ = query.shape
+    bias = torch.cat(
+        [each.expand(batch, heads, -1, -1).repeat(1, 1, queries // each.shape[2], 1) for each in biases], dim=-1
+    )
     scores = query @ torch.cat(list(keys), dim=2).float().transpose(-1, -2) + bias
     weights = torch.softmax(scores, dim=-1).masked_fill(bias <= UNREAD, 0.0)
     return weights @ torch.cat(list(values), dim=2).float()
 
 
-@few_queries.register_fake
+@attention.register_fake
 def _shape(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     return torch.empty_like(query)
