@@ -40,14 +40,14 @@ def list_recipes() -> None:
 
 @recipes.command()
 def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
-    """Print a recipe with every default filled in."""
+    """Print a recipe with every default that has an effect."""
     from neuron_sum.recipes.loading import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *(sets or [])])
     text = loaded.to_yaml()
     if console.clean(text) != text:  # escapes are read back only from quoted text
         text = loaded.to_yaml(ascii_only=True)
-    console.emit(loaded.model_dump(mode="json"), text.rstrip())
+    console.emit(loaded.resolved(), text.rstrip())
 
 
 @recipes.command()

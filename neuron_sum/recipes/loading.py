@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from neuron_sum.errors import RecipeError, reading
 from neuron_sum.recipes.parsing import CONTROLS, MAX_BYTES, REMEDY, SHOWN, parse
-from neuron_sum.recipes.schema import MaybePath, Recipe
+from neuron_sum.recipes.schema import WITHOUT_EFFECT, MaybePath, Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -40,10 +40,10 @@ DISPLACES = {
 """Key -> keys that are removed when it changes, so that a child need not set its parent's values to null."""
 
 REPLACED = {
-    "core": "the environment variable NEURON_RT_VISIBLE_CORES",
-    "max_eval_examples": "max_validation_examples and max_test_examples",
+    "compile.neuron.core": (0, "the environment variable NEURON_RT_VISIBLE_CORES"),
+    "data.max_eval_examples": (None, "max_validation_examples and max_test_examples"),
 }
-"""Former keys, and the keys to use instead of them."""
+"""Former keys, with their default, which stored recipes contain and which is ignored, and the keys to use instead."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -160,6 +160,13 @@ def _read(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"{path}: a recipe is a mapping of name, data, prompt, model, method, train, generate, evaluate", REMEDY
         )
     raw = _resolve_paths(raw, Recipe, path.parent.resolve())
+    for key, (default, _) in REPLACED.items():
+        *parents, last = key.split(".")
+        section: Any = raw
+        for name in parents:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section and section[last] == default:
+            del section[last]
     if (parent := raw.pop("extends", None)) is None:
         return raw
     if not isinstance(parent, str):
@@ -194,6 +201,8 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
             of_key = () if key == "config" and "source" in base else DISPLACES.get(key, ())  # data.config, model.config
             for displaced in (*of_key, *of_hub):
                 merged.pop(displaced, None)
+            if isinstance(value, str):
+                merged.pop(WITHOUT_EFFECT.get((key, value), ""), None)
     for key, value in layer.items():
         old = merged.get(key)
         if key == "method" and isinstance(value, str):  # the short form: method=lora
@@ -259,8 +268,8 @@ def _fault(item: Any) -> str:
         valid = list(section.model_fields)
         close = difflib.get_close_matches(location[-1][:SHOWN], valid, n=1)
         guess = f"; most similar: {close[0]}" if close else ""
-        if replacement := REPLACED.get(location[-1]):
-            guess = f"; use {replacement} instead"
+        if key in REPLACED:
+            guess = f"; use {REPLACED[key][1]} instead"
         return f"{shown}: unknown key{guess} (valid: {', '.join(valid)})"
     if item["type"] == "missing":
         return f"{shown}: missing"

@@ -28,6 +28,14 @@ LIMITS: dict[Split, str] = {
     "test": "max_test_examples",
 }
 """The field of DataConfig that limits each split."""
+WITHOUT_EFFECT: dict[tuple[str, str], str] = {
+    ("target", "cpu"): "neuron",
+    ("backend", "torch"): "neuron",
+    ("plan", "dynamic"): "sizes",
+    ("long", "refuse"): "merge_until",
+    ("long", "truncate"): "merge_until",
+}
+"""A key and its value -> the key of the same section that has no effect with it."""
 
 
 class Section(BaseModel):
@@ -473,7 +481,9 @@ class CompileConfig(Section):
     def _check_target(self) -> "CompileConfig":
         if self.target != "cpu" and self.dtype == "int8":
             raise ValueError(f"target {self.target} does not support int8; valid: bf16, fp32")
-        if self.target == "cpu" and self.neuron != NeuronCompileConfig():
+        # Recipes that earlier versions stored contain inline_weights=False, the default at that time, for every target.
+        unchanged = (NeuronCompileConfig(), NeuronCompileConfig(inline_weights=False))
+        if self.target == "cpu" and self.neuron not in unchanged:
             raise ValueError("neuron.* requires target inf2 or trn1")
         return self
 
@@ -595,6 +605,22 @@ class Recipe(Section):
             )
         return self
 
+    def resolved(self) -> dict[str, Any]:
+        """All values, including the defaults, except those that have no effect."""
+        return _without_unused(self.model_dump(mode="json"))
+
     def to_yaml(self, *, ascii_only: bool = False) -> str:
-        """The resolved recipe with all default values."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=not ascii_only, width=120)
+        """The resolved recipe as YAML, which a later version reads with the same meaning.
+
+        It omits values without effect, since they would be errors when a later version has other defaults.
+        """
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=not ascii_only, width=120)
+
+
+def _without_unused(values: dict[str, Any]) -> dict[str, Any]:
+    unused = {WITHOUT_EFFECT.get((key, value)) for key, value in values.items() if isinstance(value, str)}
+    return {
+        key: _without_unused(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in unused
+    }

@@ -1,13 +1,15 @@
 """Recipes: strict, all errors at once, overrides, extends, paths."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from neuron_sum.errors import RecipeError
-from neuron_sum.recipes.loading import differences, load_recipe
+from neuron_sum.recipes.loading import differences, load_recipe, load_resolved
 from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
 
 MINIMAL = {"name": "x", "model": {"name_or_path": "google/flan-t5-base"}}
@@ -55,6 +57,66 @@ def test_a_former_key_is_rejected_with_the_keys_that_replace_it(tmp_path: Path) 
             load_recipe(name, overrides)
         expected = "data.max_eval_examples: unknown key; use max_validation_examples and max_test_examples instead"
         assert expected in raised.value.message
+
+
+def _of_the_first_version(values: dict[str, dict[str, dict[str, object]]]) -> None:
+    values["data"]["max_eval_examples"] = None  # type: ignore[assignment]
+    values["compile"]["neuron"]["core"] = 0
+
+
+def _before_the_choice_of_inline_weights(values: dict[str, dict[str, dict[str, object]]]) -> None:
+    values["compile"]["neuron"]["inline_weights"] = False
+
+
+@pytest.mark.parametrize("target", ["cpu", "inf2"])
+@pytest.mark.parametrize("change", [_of_the_first_version, _before_the_choice_of_inline_weights])
+def test_a_recipe_stored_with_former_defaults_is_read(
+    tmp_path: Path, target: str, change: Callable[[dict[str, object]], None]
+) -> None:
+    recipe = load_recipe("tiny", [f"compile.target={target}"])
+    values = recipe.model_dump(mode="json")  # as earlier versions stored it, with the values without effect
+    change(values)
+    path = Path(write(tmp_path, yaml.safe_dump(values)))
+    stored = load_resolved(path)
+    assert stored.compile.target == target
+    chosen = stored.compile.neuron.inline_weights
+    assert chosen is (False if change is _before_the_choice_of_inline_weights else None)
+    again = Path(write(tmp_path, stored.to_yaml(), "again.yaml"))
+    assert load_resolved(again) == (recipe if target == "cpu" else stored)
+    assert load_recipe(str(path), ["train.seed=3"]).train.seed == 3
+    with pytest.raises(RecipeError, match="requires target inf2"):
+        load_recipe(str(path), ["compile.target=cpu", "compile.neuron.optlevel=1"])
+
+
+def test_a_stored_recipe_has_no_values_without_effect() -> None:
+    stored = yaml.safe_load(load_recipe("tiny").to_yaml())
+    assert "neuron" not in stored["train"] | stored["compile"]
+    assert "merge_until" not in stored["data"]
+    assert stored["train"]["shapes"] == {"plan": "dynamic", "buckets": 4}
+    with_effect = [
+        "compile.target=trn1",
+        "train.backend=neuron",
+        "train.shapes={plan: fixed, sizes: [[8, 8]]}",
+        "data.long=merge",
+        "data.merge_until=9",
+    ]
+    recipe = load_recipe("tiny", with_effect)
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        (["compile.target=inf2", "compile.neuron.optlevel=1"], "compile.target=cpu"),
+        (["train.backend=neuron", "train.neuron.zero_1=true", "train.shapes.plan=packed"], "train.backend=torch"),
+        (["train.shapes={plan: fixed, sizes: [[8, 8]]}"], "train.shapes.plan=dynamic"),
+        (["data.long=merge", "data.merge_until=9"], "data.long=truncate"),
+    ],
+)
+def test_a_change_removes_values_that_have_no_effect_with_it(settings: list[str], change: str) -> None:
+    recipe = load_recipe("tiny", settings)
+    left = set(differences(load_recipe("tiny"), load_recipe(recipe, [change])))
+    assert left <= {"train.shapes.plan"}
 
 
 @pytest.mark.parametrize(
