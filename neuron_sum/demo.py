@@ -19,6 +19,7 @@ from neuron_sum import console
 from neuron_sum.console import command, quote
 from neuron_sum.errors import NeuronSumError
 from neuron_sum.platform import threads
+from neuron_sum.subprocesses import cli_command, ending_with_parent
 
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
@@ -138,13 +139,13 @@ def _next_commands(report: Path, runs: list[str], artifact: str, archive: Path) 
 def _serve(archive: Path) -> bool:
     """Sends one request to a real DJL Serving; returns False if DJL Serving is not available."""
     console.note("\n$ python -m serving.djl")
-    if subprocess.run([sys.executable, "-m", "serving.djl"], check=False, stdout=subprocess.DEVNULL).returncode:
+    build = ending_with_parent([sys.executable, "-m", "serving.djl"])
+    if subprocess.run(build, check=False, stdout=subprocess.DEVNULL).returncode:
         console.warn("the demo skips its last step, a request to DJL Serving")
         return False
     arguments = ["serve", str(archive), "--port", "0", "--quiet"]
     console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
-    command = [sys.executable, "-m", "neuron_sum", *arguments, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(cli_command(*arguments, "--json"), stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             document = []
@@ -164,7 +165,7 @@ def _run(*arguments: str, stdin: str | None = None) -> None:
     """Prints and runs one command; its output goes to that of this process."""
     _announce(arguments)
     output = subprocess.DEVNULL if console.settings.json else None
-    made = subprocess.run(_command(arguments), check=False, stdout=output, input=stdin, text=True)
+    made = subprocess.run(cli_command(*arguments), check=False, stdout=output, input=stdin, text=True)
     _check(arguments, made.returncode)
 
 
@@ -181,7 +182,7 @@ def _run_together(commands: Sequence[tuple[str, ...]]) -> None:
                 _announce(arguments)
                 console.note(f"{len(commands) - 1} more commands run at the same time; their output follows.")
             process = subprocess.Popen(
-                _command(arguments),
+                cli_command(*arguments),
                 stdout=subprocess.DEVNULL if console.settings.json else output,
                 stderr=output,
                 env=environment,
@@ -201,10 +202,6 @@ def _run_together(commands: Sequence[tuple[str, ...]]) -> None:
 
 def _announce(arguments: Sequence[str]) -> None:
     console.note(f"\n$ neuron-sum {shlex.join(arguments)}")
-
-
-def _command(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "neuron_sum", *arguments]
 
 
 def _check(arguments: Sequence[str], code: int) -> None:

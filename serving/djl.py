@@ -21,6 +21,7 @@ from pathlib import Path
 from neuron_sum import console, files
 from neuron_sum.console import quote
 from neuron_sum.errors import ServerError
+from neuron_sum.subprocesses import ending_with_parent
 
 VERSION = "0.36.0"
 REPOSITORY = "https://github.com/deepjavalibrary/djl-serving"
@@ -225,7 +226,7 @@ def _maven(arguments: list[str]) -> None:
 def _run(command: list[str], failure: str, hint: str | None) -> str:
     try:
         finished = subprocess.run(
-            command,
+            ending_with_parent(command),
             check=True,
             capture_output=True,
             text=True,

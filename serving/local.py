@@ -25,6 +25,7 @@ from neuron_sum.artifact import MANIFEST, Manifest, read_manifest
 from neuron_sum.errors import ServerError
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.recipes.schema import ServeConfig
+from neuron_sum.subprocesses import ending_with_parent
 from serving import djl, properties
 from serving.playground import PAGE, page_with
 
@@ -188,10 +189,7 @@ class LocalServer:
             page = self._folder / PAGE.name
             page.write_text(_playground(self._models), encoding="utf-8")
             self._java.append(f"-D{PAGE_PROPERTY}={page}")
-        # The server ends together with this process, even after SIGKILL.
-        end_together = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [
-            *end_together,
             *self._prefix,
             "java",
             *java_options(temporary, _java_version()),
@@ -220,7 +218,7 @@ class LocalServer:
         }
         environment |= properties.worker_environment([_manifest(model) for model in self._models], environment)
         self._process = subprocess.Popen(
-            command,
+            ending_with_parent(command),
             env=environment,
             cwd=self._folder,
             stdin=subprocess.DEVNULL,

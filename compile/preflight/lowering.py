@@ -18,6 +18,7 @@ from neuron_sum import files
 from neuron_sum.artifact import AdapterSpec, GraphFile
 from neuron_sum.errors import CompileError, PlatformError
 from neuron_sum.recipes.schema import CacheWrite
+from neuron_sum.subprocesses import ending_with_parent
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -114,7 +115,7 @@ def lower(jobs: Sequence[LoweringJob], keep: Path | None = None) -> Iterator[Low
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [str(python), "-m", "compile.preflight.xla_process"],
+            ending_with_parent([str(python), "-m", "compile.preflight.xla_process"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

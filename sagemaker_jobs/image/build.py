@@ -5,13 +5,13 @@ An image's tag is its target and the hash of its build context, so that an exist
 
 import re
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Literal
 
 from neuron_sum.console import command
 from neuron_sum.errors import AwsError
+from neuron_sum.subprocesses import cli_command
 from sagemaker_jobs.aws.errors import BUILD_ELSEWHERE
 from sagemaker_jobs.aws.names import BUILD_LOG_GROUP, PROJECT, Run, inputs_prefix
 from sagemaker_jobs.cleanup.kinds import RUN_VARIABLE
@@ -50,7 +50,7 @@ def context(target: str, existing: Path | None, scratch: Path) -> Channel:
     """
     folder = existing or scratch / "context"
     if existing is None:
-        words = [sys.executable, "-m", "neuron_sum", "dockerfile", "--target", target, "--output", str(folder)]
+        words = cli_command("dockerfile", "--target", target, "--output", str(folder))
         finished = subprocess.run(words, capture_output=True, text=True, check=False)
         if finished.returncode:
             raise AwsError(

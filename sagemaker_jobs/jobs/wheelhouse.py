@@ -20,6 +20,7 @@ from neuron_sum import __version__, console, files
 from neuron_sum.errors import ResourceError
 from neuron_sum.platform.matrix import PLATFORMS
 from neuron_sum.platform.project import PACKAGES, PROJECT_FILES, REQUIREMENTS, SOURCES, project_root
+from neuron_sum.subprocesses import ending_with_parent
 
 PLATFORM_TAGS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "any")
 EPOCH = "1700000000"
@@ -117,9 +118,8 @@ def _isolation() -> list[str]:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", arguments[0], "--quiet", *arguments[1:]]
-    finished = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
-    )
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
+    finished = subprocess.run(ending_with_parent(command), capture_output=True, text=True, check=False, env=environment)
     if finished.returncode:
         lines = [
             line for line in finished.stderr.splitlines() if line.startswith("ERROR")

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
+from neuron_sum.subprocesses import cli_command
 
 MARK = "NEURON_SUM_STARTED_IN"
 """Environment variable of all processes started here, with the rehearsal's folder; it identifies leftover processes."""
@@ -37,9 +37,14 @@ def run(folder: Path, *words: str, stdin: str | None = None) -> dict[str, Any]:
         AwsError: If the command fails, with its error message.
     """
     console.note(f"   $ neuron-sum {shlex.join(words)}")
-    command = [sys.executable, "-m", "neuron_sum", *words, "--json"]
     done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, cwd=folder, env=_environment(folder)
+        cli_command(*words, "--json"),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=_environment(folder),
     )
     if done.returncode:
         message, hint = error_in(done.stderr)
@@ -64,13 +69,17 @@ def server(model: Path, folder: Path) -> Iterator[str]:
     """
     words = ["serve", str(model), "--port", "0", "--quiet"]
     console.note(f"   $ neuron-sum {shlex.join(words)}")
-    command = [sys.executable, "-m", "neuron_sum", *words, "--json"]
     log = folder / "logs" / "serve.log"
     log.parent.mkdir(exist_ok=True)
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder, env=_environment(folder)
+            cli_command(*words, "--json"),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=folder,
+            env=_environment(folder),
         ) as process,
     ):
         try:

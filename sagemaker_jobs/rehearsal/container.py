@@ -22,6 +22,7 @@ import psutil
 
 from neuron_sum import files
 from neuron_sum.errors import AwsError
+from neuron_sum.subprocesses import ending_with_parent
 from sagemaker_jobs.jobs.requests import RECIPE
 from sagemaker_jobs.launch.quotas import STOP_GRACE_S
 from sagemaker_jobs.rehearsal import namespace
@@ -155,11 +156,9 @@ class Container:
         else:
             command = self._as_folders(command)
             environment["SAGEMAKER_BASE_DIR"] = str(self._folder)
-        # If this process ends, even by SIGKILL, the container also ends.
-        follow = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self._launched = True
         self._process = subprocess.Popen(
-            [*follow, *command],
+            ending_with_parent(command, "KILL"),
             env=environment,
             cwd=self._image.environment["HOME"],
             stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from neuron_sum import console, files
 from neuron_sum.errors import AwsError, MissingExtraError, NeuronSumError, ResourceError, RunError
 from neuron_sum.recipes.schema import Recipe
 from neuron_sum.runs.folder import CHECKPOINT_MARK
+from neuron_sum.subprocesses import ending_with_parent
 from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext, new_run
 from sagemaker_jobs.jobs import inputs, requests, training, wheelhouse
 from sagemaker_jobs.jobs.follow import Job
@@ -334,9 +335,8 @@ class Rehearsal:
     def _serve(self, stage: Stage, model: Path) -> None:
         from neuron_sum.data.sources import load_dataset
 
-        installed = subprocess.run(
-            [sys.executable, "-m", "serving.djl"], capture_output=True, text=True, check=False, cwd=self.folder
-        )
+        build = ending_with_parent([sys.executable, "-m", "serving.djl"])
+        installed = subprocess.run(build, capture_output=True, text=True, check=False, cwd=self.folder)
         if installed.returncode:
             stage.skipped = f"DJL Serving is not installed: {own_commands.error_in(installed.stderr)[0]}"
             return

@@ -16,8 +16,8 @@ from micro_models import ROOT
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
 
 LEVELS = {
-    "neuron_sum": "errors files contents text_files console local_page prompts recipes sections artifact models data "
-                  "platform "
+    "neuron_sum": "errors files contents text_files console local_page subprocesses prompts recipes sections artifact "
+                  "models data platform "
                   "calls runs training doctor runtimes evaluation monitoring results demo cli __main__",
     "compile": "bucket_choice graphs targets cache source verify machine_report failures workers exporters api "
                "command preflight receipt",

@@ -68,12 +68,12 @@ def test_commands_that_run_together_share_the_threads_and_have_ended_after_an_er
         f"pathlib.Path({str(tmp_path)!r}, str(os.getpid())).write_text(f'{{threads}} {{chosen}}'); time.sleep(60)"
     )
 
-    def python(arguments: tuple[str, ...]) -> list[str]:
+    def python(*arguments: str) -> list[str]:
         if arguments[0] == "fails":  # after the others have started
             return ["sh", "-c", f"until [ $(ls {tmp_path} | wc -l) = 3 ]; do sleep 0.1; done; exit 3"]
         return [sys.executable, "-c", code]
 
-    monkeypatch.setattr(demo, "_command", python)
+    monkeypatch.setattr(demo, "cli_command", python)
     with pytest.raises(NeuronSumError, match="exit code 3"):
         demo._run_together([("fails",), ("stops", "1"), ("stops", "2"), ("stops", "3")])
     written = list(tmp_path.iterdir())
