@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -86,13 +87,24 @@ def main() -> None:
         threads.choose(os.environ, before, serves=sys.argv[1:2] == ["serve"])
         application()
 
+    code: object = None
     try:
         code = _guarded(run)
+    except SystemExit as end:
+        code = end.code
+        raise
     finally:
-        # The interpreter ends now: a stop that arrives meanwhile would be printed as a traceback of its finalizers.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # The interpreter ends now, and may wait for threads. KeyboardInterrupt would be printed as a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # as one of several training processes leaves it
+            is_stopped = code == Interrupted.exit_code
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if is_stopped else _ignore_once)
     sys.exit(code)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    """Keeps the exit code of a command that has ended; another signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,52 @@ def test_a_stop_while_the_interpreter_ends_keeps_the_exit_code(words: list[str],
     made = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, cwd=ROOT, check=False)
     assert made.returncode == code, made.stderr
     assert "KeyboardInterrupt" not in made.stderr
+
+
+WAITING = """
+import os, signal, sys, threading, time
+import neuron_sum.recipes.loading as loading
+from neuron_sum.cli import main
+
+def send(number):
+    while threading.main_thread().is_alive():  # until the interpreter waits for this thread
+        time.sleep(0.01)
+    for remaining in reversed(range({count})):
+        os.kill(os.getpid(), number)
+        while remaining and signal.getsignal(number) is not signal.SIG_DFL:
+            time.sleep(0.01)
+    time.sleep(60)
+
+def stop(name):
+    signal.raise_signal({first})
+
+if {first}:
+    loading.load_recipe = stop
+threading.Thread(target=send, args=({number},)).start()
+sys.argv[1:] = ["recipes", "list"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "number", "count"),
+    [
+        (0, signal.SIGTERM, 2),
+        (signal.SIGTERM, signal.SIGTERM, 1),
+        (signal.SIGTERM, signal.SIGINT, 1),
+        (signal.SIGINT, signal.SIGTERM, 1),
+        (signal.SIGINT, signal.SIGINT, 1),
+    ],
+)
+def test_a_second_signal_ends_a_command_that_waits_for_threads(first: int, number: int, count: int) -> None:
+    """A shell reports the end by a signal as 128 and its number: 143 and 130."""
+    code = WAITING.format(first=int(first), number=int(number), count=count)
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=50
+    )
+    assert made.returncode == -number, made.stderr
+    assert "Traceback" not in made.stderr
+    assert ("error: interrupted" in made.stderr) == bool(first)
 
 
 def test_no_command_and_a_wrong_command(neuron_sum: CommandLine) -> None:
