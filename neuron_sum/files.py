@@ -23,6 +23,8 @@ MAX_JSON_BYTES = 64 << 20
 LOCK = ".neuron-sum.lock"
 """Name of the file in a folder that the process using the folder locks; it contains the process id."""
 
+WAIT = "wait until it ends, or choose another folder with --output"
+
 UNLOCKABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of a lock in a place where nothing can be written, or whose file system has no locks."""
 
@@ -280,28 +282,34 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def lock(folder: Path, file: Path | None = None) -> Iterator[None]:
+def lock(
+    folder: Path | str, file: Path | None = None, error: type[NeuronSumError] = RunError, hint: str = WAIT
+) -> Iterator[None]:
     """Holds a folder against other processes, until the block or the process ends.
 
     A folder that cannot be written is not locked, since no process can change it.
 
     Args:
-        folder: The folder.
+        folder: The folder, or the name of something else that only one process may use.
         file: The locked file, if the folder does not exist yet; default: LOCK in the folder.
+        error: The class of the error.
+        hint: The remedy.
 
     Raises:
-        RunError: If another process holds it; names the process.
+        NeuronSumError: `error`, if another process holds it; names the process.
     """
-    file = file or folder.resolve() / LOCK
+    file = file or Path(folder).resolve() / LOCK
     if file in _locks:  # this process holds it already
         yield
         return
     try:
-        descriptor = _lock(file, folder)
-    except OSError as error:
-        if error.errno not in UNLOCKABLE:
-            hint = "remove it, or choose another folder with --output"
-            raise ResourceError(f"{file} cannot be locked: {error.strerror}", hint) from error
+        descriptor = _lock(file)
+    except OSError as failure:
+        if isinstance(failure, BlockingIOError):
+            raise error(f"{folder} is in use by {failure.strerror}", hint) from None
+        if failure.errno not in UNLOCKABLE:
+            remedy = "remove it, or choose another folder with --output"
+            raise ResourceError(f"{file} cannot be locked: {failure.strerror}", remedy) from failure
         yield
         return
     _locks.add(file)
@@ -334,7 +342,8 @@ def lock_output(path: Path) -> Iterator[None]:
                 resolved.parent.rmdir()
 
 
-def _lock(file: Path, folder: Path) -> int:
+def _lock(file: Path) -> int:
+    """The descriptor of the locked file; BlockingIOError has the name of the process that holds it."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
@@ -344,12 +353,10 @@ def _lock(file: Path, folder: Path) -> int:
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                 return descriptor
             os.close(descriptor)  # the holder has just removed it
-        except BlockingIOError:
+        except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
-            hint = "wait until it ends, or choose another folder with --output"
-            name = f"process {holder}" if holder.isdecimal() else holder
-            raise RunError(f"{folder} is in use by {name}", hint) from None
+            raise BlockingIOError(error.errno, f"process {holder}" if holder.isdecimal() else holder) from None
         except FileNotFoundError:
             os.close(descriptor)
         except OSError:

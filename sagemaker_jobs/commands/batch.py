@@ -1,5 +1,6 @@
 """`neuron-sum aws batch`: SageMaker Batch Transform over JSON Lines, for inputs too large for an endpoint."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,39 +70,44 @@ def batch(
             else registry.image_uri(stack.site, f"{target}-newest")
         )
     image = registry.pin(reader, stack, image)
-    if reader is not None and model.run is not None:
-        attempt = rollback.clear_leftovers(reader, run, batches.PARTS, kept=batches.last_job(reader, run))
-    folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AwsError(f"{folder} already exists and is not an empty folder", "Choose another folder with --output.")
+    with ExitStack() as starting:
+        if reader is not None and model.run is not None:
+            starting.enter_context(session.only_start(reader, run, "batch"))
+            attempt = rollback.clear_leftovers(reader, run, batches.PARTS, kept=batches.last_job(reader, run))
+        folder = output or Path(run.name("batch", attempt).removeprefix("neuron-sum-"))
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise AwsError(
+                f"{folder} already exists and is not an empty folder", "Choose another folder with --output."
+            )
 
-    def prepare(instance: str, failures: int) -> "Launch":
-        chosen = replace(options, instance=instance)
-        return batches.launch(run, attempt + failures, model, inputs, chosen, image, stack)
+        def prepare(instance: str, failures: int) -> "Launch":
+            chosen = replace(options, instance=instance)
+            return batches.launch(run, attempt + failures, model, inputs, chosen, image, stack)
 
-    def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Job, Answers]":
-        finished = following.follow(account, item.name, price=item.price, kind=TRANSFORM, launch=launch)
-        return finished, batches.fetch(account, launch, inputs, folder)
+        def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Job, Answers]":
+            finished = following.follow(account, item.name, price=item.price, kind=TRANSFORM, launch=launch)
+            return finished, batches.fetch(account, launch, inputs, folder)
 
-    job = prepare(types[0], 0)["transform-job"]
-    address = job.request["TransformOutput"]["S3OutputPath"]
-    text = (
-        f"started {job.name}; it writes its answers to {address}\n"
-        f"next: {console.command('aws', 'status', run.id, region=stack.site.region)}; "
-        f"{console.command('aws', 'down', run.id, region=stack.site.region)} also removes its model"
-    )
-    candidates = Candidates(
-        "transform-job",
-        prepare,
-        follow,
-        types,
-        options.capacity_wait_hours,
-        expected_hours=options.expected_hours,
-        hours=options.max_hours,
-        detached=({"job": job.name, "answers": address}, text),
-        roll_back=True,
-    )
-    result = session.carry_out(candidates, account, start)
+        job = prepare(types[0], 0)["transform-job"]
+        address = job.request["TransformOutput"]["S3OutputPath"]
+        text = (
+            f"started {job.name}; it writes its answers to {address}\n"
+            f"next: {console.command('aws', 'status', run.id, region=stack.site.region)}; "
+            f"{console.command('aws', 'down', run.id, region=stack.site.region)} also removes its model"
+        )
+        candidates = Candidates(
+            "transform-job",
+            prepare,
+            follow,
+            types,
+            options.capacity_wait_hours,
+            expected_hours=options.expected_hours,
+            hours=options.max_hours,
+            detached=({"job": job.name, "answers": address}, text),
+            roll_back=True,
+            started=starting.close,
+        )
+        result = session.carry_out(candidates, account, start)
     if result is None:
         return
     details, (finished, answers) = result

@@ -39,6 +39,7 @@ class Candidates(Generic[Result]):
         detached: The further fields for --json and the text after the start with --detach; None if `follow` prints it.
         roll_back: Whether to roll back if AWS refuses a request; a failed endpoint is always rolled back.
         ends: Returns when AWS deletes what was started, for the message after Ctrl-C.
+        started: Called after the launch was sent, if no other attempt can follow.
     """
 
     kind: str
@@ -51,6 +52,12 @@ class Candidates(Generic[Result]):
     detached: tuple[dict[str, Any], str] | None = None
     roll_back: bool = False
     ends: Callable[[Launch], str] | None = None
+    started: Callable[[], object] = lambda: None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is only one attempt."""
+        return len(self.instances) == 1 and not self.wait_hours
 
     def first_available(self, attempt: Callable[[Launch], Outcome], region: str) -> Outcome:
         """Return the result of the first attempt for which AWS has capacity.

@@ -1,5 +1,6 @@
 """`neuron-sum aws deploy` and `extend`: create an endpoint and change its expiry."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,57 +120,63 @@ def deploy(
         )
     run = models[0].run if not multi_model and models[0].run else new_run("models" if multi_model else models[0].name)
     attempt = 1
-    if reader is not None and models[0].run is run:
-        if lifecycle.describe(reader, run.name("endpoint")) is not None:
-            raise AwsError(
-                f"{run.id} already has an endpoint: {run.name('endpoint')}",
-                f"Extend it with `{reader.command('extend', run.id, hours=2)}` or delete it with "
-                f"`{reader.command('down', run.id)}`.",
+    with ExitStack() as starting:
+        if reader is not None and models[0].run is run:
+            if not start.dry_run:
+                starting.enter_context(session.only_start(reader, run, "endpoint"))
+            if lifecycle.describe(reader, run.name("endpoint")) is not None:
+                raise AwsError(
+                    f"{run.id} already has an endpoint: {run.name('endpoint')}",
+                    f"Extend it with `{reader.command('extend', run.id, hours=2)}` or delete it with "
+                    f"`{reader.command('down', run.id)}`.",
+                )
+            if not start.dry_run:
+                attempt = rollback.clear_leftovers(reader, run, endpoint.PARTS)
+        if copied is not None and hosting.capture is None:
+            console.note(
+                "without --capture, the answers of the shadow are lost: only the metrics of both can be compared"
             )
-        if not start.dry_run:
-            attempt = rollback.clear_leftovers(reader, run, endpoint.PARTS)
-    if copied is not None and hosting.capture is None:
-        console.note("without --capture, the answers of the shadow are lost: only the metrics of both can be compared")
-    name, variants = run.name("endpoint"), 1 if copied is None else 2
+        name, variants = run.name("endpoint"), 1 if copied is None else 2
 
-    def prepare(instance: str, failures: int) -> "Launch":
-        chosen, number = replace(hosting, instance=instance), attempt + failures
-        return endpoint.launch(
-            run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied, attempt=number
+        def prepare(instance: str, failures: int) -> "Launch":
+            chosen, number = replace(hosting, instance=instance), attempt + failures
+            return endpoint.launch(
+                run, models, chosen, pinned, stack, multi_model=multi_model, shadow=copied, attempt=number
+            )
+
+        def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Launch, Item, str]":
+            console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
+            if start.detach:
+                return launch, item, "Creating"
+            lifecycle.wait(account, name, price=item.price, instances=hosting.instances * variants)
+            try:
+                for call in launch.later:
+                    calls.create(account, call, run)
+            except AwsError as error:  # not a reason to roll back
+                message = f"{name} is in service, but its autoscaling failed: {error.message}"
+                raise AwsError(message, error.hint) from error
+            return launch, item, lifecycle.IN_SERVICE
+
+        def suggest(*words: str, **options: object) -> str:
+            return console.command("aws", *words, **options, region=stack.site.region)
+
+        def ends_text(launch: "Launch") -> str:
+            if launch.ends is None:
+                return "you are billed for it until you delete it"
+            return f"AWS deletes it {lifecycle.format_expiry(launch.ends)}"
+
+        candidates = Candidates(
+            "endpoint",
+            prepare,
+            follow,
+            types,
+            hosting.capacity_wait_hours,
+            hours=hosting.lifetime_h or 0.0,
+            roll_back=True,
+            ends=ends_text,
+            started=starting.close,
         )
-
-    def follow(account: "Account", launch: "Launch", item: "Item") -> "tuple[Launch, Item, str]":
-        console.note(f"{name} expires {lifecycle.format_expiry(launch.ends)}")
-        if start.detach:
-            return launch, item, "Creating"
-        lifecycle.wait(account, name, price=item.price, instances=hosting.instances * variants)
-        try:
-            for call in launch.later:
-                calls.create(account, call, run)
-        except AwsError as error:  # not a reason to roll back
-            message = f"{name} is in service, but its autoscaling failed: {error.message}"
-            raise AwsError(message, error.hint) from error
-        return launch, item, lifecycle.IN_SERVICE
-
-    def suggest(*words: str, **options: object) -> str:
-        return console.command("aws", *words, **options, region=stack.site.region)
-
-    def ends_text(launch: "Launch") -> str:
-        if launch.ends is None:
-            return "you are billed for it until you delete it"
-        return f"AWS deletes it {lifecycle.format_expiry(launch.ends)}"
-
-    candidates = Candidates(
-        "endpoint",
-        prepare,
-        follow,
-        types,
-        hosting.capacity_wait_hours,
-        hours=hosting.lifetime_h or 0.0,
-        roll_back=True,
-        ends=ends_text,
-    )
-    result = session.carry_out(candidates, account, start)
+        result = session.carry_out(candidates, account, start)
     if result is None:
         return
     details, (launch, item, status) = result

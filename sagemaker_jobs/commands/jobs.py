@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -49,13 +50,14 @@ def train(
     environment = inputs.reporting(resolved, mlflow, stack, isolated=job.network_isolation)
     image = _image(job, None if start.dry_run else account, stack)
     run, attempt = new_run(resolved.name), 1
-    if resume is not None:
-        if account is None or start.dry_run:
-            run, attempt = Run(resume, resolved.name), 2
-        else:
-            run = training.find_run(account, resume)
-            attempt = training.next_attempt(account, run)
-    with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
+    with ExitStack() as starting, tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
+        if resume is not None:
+            if account is None or start.dry_run:
+                run, attempt = Run(resume, resolved.name), 2
+            else:
+                run = training.find_run(account, resume)
+                starting.enter_context(session.only_start(account, run, "train"))
+                attempt = training.next_attempt(account, run)
         wheels = wheels_for(job.wheelhouse, job.image, dry_run=start.dry_run, report_to=resolved.train.report_to)
         channels = inputs.channels(resolved, Path(scratch), wheels, isolated=job.network_isolation)
 
@@ -73,6 +75,7 @@ def train(
                 f"trained {run.id} in {console.duration(ended.seconds)}: {ended.model}\n"
                 f"next: {console.command('aws', 'compile', run.id, region=stack.site.region)}"
             ),
+            starting.close,
         )
 
 
@@ -98,6 +101,7 @@ def compile_run(
     ] = "inf2",
 ) -> None:
     """Compile a trained run on SageMaker into the model.tar.gz that an endpoint loads."""
+    from sagemaker_jobs.aws.names import Run, is_run_id
     from sagemaker_jobs.commands import session
     from sagemaker_jobs.commands.capacity import instance_types
     from sagemaker_jobs.endpoint.sources import INSTANCES
@@ -108,7 +112,9 @@ def compile_run(
     types = instance_types(job.instance, detach=start.detach, wait_hours=job.capacity_wait_hours)
     account, stack = session.caller(start)
     image = _image(job, None if start.dry_run else account, stack)
-    with tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
+    with ExitStack() as starting, tempfile.TemporaryDirectory(prefix="neuron-sum-aws-") as scratch:
+        if account is not None and not start.dry_run and is_run_id(source):
+            starting.enter_context(session.only_start(account, Run(source, ""), "compile"))
         trained = compiling.find(
             source,
             None if start.dry_run else account,
@@ -139,7 +145,7 @@ def compile_run(
             options = {"instance": INSTANCES[target], "region": stack.site.region}
             return f"{text}\nnext: {console.command('aws', 'deploy', trained.run.id, **options)}"
 
-        carry_out(launch, types, account, start, job, done)
+        carry_out(launch, types, account, start, job, done, starting.close)
 
 
 def _image(job: JobOptions, account: "Account | None", stack: "Stack") -> str:
@@ -157,6 +163,7 @@ def carry_out(
     start: StartOptions,
     options: JobOptions,
     done: "Callable[[Job], str]",
+    started: Callable[[], object] = lambda: None,
 ) -> None:
     """Price, send and follow a training job on the first instance type for which AWS has capacity.
 
@@ -167,6 +174,7 @@ def carry_out(
         start: The options of the command.
         options: The options of the job.
         done: Returns the text for the completed job.
+        started: Called after the job was created, if no other attempt can follow.
 
     Raises:
         AwsError: If the launch is rejected, or the job does not complete.
@@ -191,6 +199,7 @@ def carry_out(
         options.capacity_wait_hours,
         expected_hours=options.expected_hours,
         detached=detached,
+        started=started,
     )
     result = session.carry_out(candidates, account, start)
     if result is not None:

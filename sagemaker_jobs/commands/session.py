@@ -3,17 +3,17 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
-from neuron_sum import console
+from neuron_sum import console, files
 from neuron_sum.errors import AwsError, Interrupted, MissingExtraError
 from sagemaker_jobs.aws.account import Account
 from sagemaker_jobs.aws.errors import NoCapacity, Refused, add_cleanup_hint, is_shortage
 from sagemaker_jobs.aws.logs import LostContact
-from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext
+from sagemaker_jobs.aws.names import ANY_ACCOUNT, AwsContext, Run
 from sagemaker_jobs.cleanup import rollback
 from sagemaker_jobs.commands import tables
 from sagemaker_jobs.commands.capacity import Candidates
@@ -105,6 +105,28 @@ def offline_context(region: str | None, account: str = ANY_ACCOUNT) -> AwsContex
         raise AwsError(f"unknown region {region_name!r}", "Use an AWS region, such as --region us-east-1.") from error
 
 
+@contextmanager
+def only_start(account: Account, run: Run, stage: str) -> Iterator[None]:
+    """Lets no other process on this machine start the same stage of a run.
+
+    Both would use the same attempt number: one would take the other's resources for its own, or for leftovers.
+
+    Args:
+        account: The account and region.
+        run: The run that is started.
+        stage: train, compile, endpoint or batch.
+
+    Raises:
+        AwsError: If another process starts it; names the process.
+    """
+    name, ledger = run.name(stage), account.ledger.path
+    with suppress(OSError):  # writing the ledger will report it
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+    hint = "Wait until that command has started it, or end that command with Ctrl-C; then run this one again."
+    with files.lock(f"the start of {name}", ledger.with_name(f"{ledger.stem}-{name}.lock"), AwsError, hint):
+        yield
+
+
 def carry_out(
     candidates: Candidates[Result], account: Account | None, start: StartOptions
 ) -> tuple[dict[str, Any], Result] | None:
@@ -175,6 +197,8 @@ def _send(
                 if clean and is_shortage(f"{refused.code}: {refused.message}"):
                     raise NoCapacity(refused.message, refused.hint) from refused
                 raise
+            if candidates.is_single:
+                candidates.started()
             console.note(f"started {what}; ledger: {account.ledger.path}")
             details = {"run": launch.run.id, "region": account.region, "plan": plan.as_dict()}
             if start.detach and detached is not None:
