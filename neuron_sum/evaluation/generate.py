@@ -172,7 +172,7 @@ def _finished(
         items = [heapq.heappop(waiting)[1:] for _ in range(min(count, len(waiting)))]
         return items, [rounds[index].prompts[number].input_ids for index, number in items]
 
-    running = _running_batch(generator, settings) if joins and len(waiting) > generator.batch_size else None
+    running = _running_batch(generator, settings) if joins else None
     if running is None:
         while waiting:
             items, prompts = take(generator.batch_size)
@@ -189,9 +189,12 @@ def _finished(
 
 
 def _running_batch(generator: Generator, settings: GenerateConfig) -> RunningBatch | None:
-    """A batch that prompts can join; None if a prompt cannot be encoded without computing unused rows."""
+    """A batch that prompts can join; None if a prompt cannot be encoded without computing unused rows.
+
+    The prompts are independent: the tokens of a continued evaluation are those of one that was not interrupted.
+    """
     if isinstance(generator, StepGenerator) and min(bucket.batch for bucket in generator.buckets) == 1:
-        return generator.roll(settings)
+        return generator.roll(settings, independent=True)
     return None
 
 

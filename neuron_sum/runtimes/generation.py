@@ -134,10 +134,12 @@ class StepGenerator:
                 results[batch] = candidates.all_logits()[:, 0, list(tokens)]
         return results
 
-    def roll(self, settings: GenerateConfig) -> RollingBatch | None:
-        """See `CompiledGenerator`."""
+    def roll(self, settings: GenerateConfig, *, independent: bool = False) -> RollingBatch | None:
+        """See `CompiledGenerator`; and `RollingSession` for `independent`."""
         choose_bucket(self, 1, 1, settings)
-        session = rolling_session(self.runtime, settings.num_beams, settings.max_new_tokens, self.batch_size)
+        session = rolling_session(
+            self.runtime, settings.num_beams, settings.max_new_tokens, self.batch_size, independent=independent
+        )
         if session is None:
             return None
         if self.one_step:

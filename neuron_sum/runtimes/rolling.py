@@ -107,7 +107,9 @@ class RollingBatch:
             self._tickets[target], self._leases[target] = self._tickets.pop(last), self._leases.pop(last)
 
 
-def rolling_session(runtime: StepRuntime, num_beams: int, target_len: int, rows: int) -> "RollingSession | None":
+def rolling_session(
+    runtime: StepRuntime, num_beams: int, target_len: int, rows: int, *, independent: bool = False
+) -> "RollingSession | None":
     """Rows for continuous batching; None if the runtime cannot do it.
 
     Args:
@@ -115,6 +117,7 @@ def rolling_session(runtime: StepRuntime, num_beams: int, target_len: int, rows:
         num_beams: A compiled beam width.
         target_len: The number of new tokens.
         rows: The largest number of summaries at once.
+        independent: See `RollingSession`.
     """
     if not isinstance(runtime, GraphRuntime):
         return None
@@ -123,7 +126,7 @@ def rolling_session(runtime: StepRuntime, num_beams: int, target_len: int, rows:
     batches, source_lens = ({shape[axis] for shape in shapes} for axis in (0, 1))
     if not shapes or len(shapes) < len(batches) * len(source_lens):
         return None  # a batch grows and shrinks, which requires every batch size with every source length
-    return RollingSession(runtime, num_beams, shapes, rows)
+    return RollingSession(runtime, num_beams, shapes, rows, independent=independent)
 
 
 class RollingSession:
@@ -134,6 +137,8 @@ class RollingSession:
         num_beams: A compiled beam width.
         shapes: The buckets by batch size and source length, with every combination.
         rows: The largest number of rows; reduced to the largest batch size.
+        independent: Whether the rounding of a row depends on no other row: prompts are encoded one at a time, and all
+            steps have the shape of the largest bucket.
 
     Attributes:
         rows: The number of rows.
@@ -144,12 +149,19 @@ class RollingSession:
     """
 
     def __init__(
-        self, runtime: GraphRuntime, num_beams: int, shapes: Mapping[tuple[int, int], Bucket], rows: int
+        self,
+        runtime: GraphRuntime,
+        num_beams: int,
+        shapes: Mapping[tuple[int, int], Bucket],
+        rows: int,
+        *,
+        independent: bool = False,
     ) -> None:
         self._runtime, self._beams, self._shapes, self.turn = runtime, num_beams, shapes, runtime.turn
         self._batches, self._source_lens = (sorted({shape[axis] for shape in shapes}) for axis in (0, 1))
         self.rows = min(rows, self._batches[-1])
         self.has_prompts = runtime.tokens.decoder_start is None
+        self._independent = independent
         self._source_len = self._source_lens[0]
         self._lengths = dict[int, int]()
         largest = shapes[self.batch(self.rows), self._source_lens[-1]]
@@ -158,7 +170,7 @@ class RollingSession:
         self._position, self._slot = (np.zeros(largest.batch, dtype=np.int64) for _ in range(2))
         self._ancestors = np.zeros((largest.batch, num_beams, largest.target_len), dtype=np.int64)
         self._kept = runtime.open.rows(largest, num_beams, self._source_lens)
-        self.can_move = self._kept.move is not None
+        self.can_move = self._kept.move is not None and not independent
         several = runtime.greedy_steps if num_beams == 1 else 1
         self.greedy = Greedy(several, partial(self._several, several)) if several > 1 else None
 
@@ -168,12 +180,12 @@ class RollingSession:
 
     def bucket(self, rows: int) -> Bucket:
         """The bucket of a step of the first rows."""
-        return self._shapes[self.batch(rows), self._source_len]
+        return self._shapes[self.batch(self.rows if self._independent else rows), self._source_len]
 
     def group(self, prompts: int) -> int:
         """The number of prompts that are encoded together, of `prompts` ones: as many as an encode graph has rows."""
         full = [batch for batch in self._batches if batch <= prompts]
-        return full[-1] if full else prompts
+        return self._batches[0] if self._independent else full[-1] if full else prompts
 
     def join(self, rows: Sequence[int], prompts: Sequence[Sequence[int]], slots: Sequence[int]) -> NDArray[np.int64]:
         """Encode prompts into free rows.
@@ -189,7 +201,8 @@ class RollingSession:
         lengths = dict(zip(rows, map(len, prompts), strict=True))
         bucket = self._shapes[self.batch(len(prompts)), self._fitting(max(lengths.values()))]
         constants, first, slot = self._runtime.encoded(bucket, prompts, slots, rows)
-        source_len = self._fitting(max([*self._lengths.values(), *lengths.values()]))
+        longest = max([*self._lengths.values(), *lengths.values()])
+        source_len = self._source_lens[-1] if self._independent else self._fitting(longest)
         if source_len != self._source_len and self._lengths:
             self._kept.resize(max(self._lengths) + 1, self._source_len, source_len)
         self._source_len = source_len

@@ -21,6 +21,7 @@ import torch
 from artifacts import assert_adapters_are_swapped_under_load, expected_by_adapter, prompts_of
 from in_process import neuron_sum as in_process
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from compile.exporters.own import build, make_plan
@@ -35,6 +36,8 @@ from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import GenerateConfig
 from neuron_sum.runs.folder import open_run
 from neuron_sum.runs.trained import load_trained
+from neuron_sum.runtimes import rolling
+from neuron_sum.runtimes.base import Candidates
 from neuron_sum.runtimes.hugging_face import TransformersGenerator
 from neuron_sum.runtimes.load import load_generator
 from neuron_sum.training.train import train
@@ -145,6 +148,39 @@ def test_bf16_and_int8_are_stored_in_that_type_and_verified(
     assert recorded is not None
     assert recorded.examples == 12
     assert recorded.checks[0].rouge_difference.keys() == {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"}
+
+
+def test_the_rounding_of_an_evaluated_dialogue_depends_on_no_other(
+    micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a continued evaluation has the summaries of one that was not interrupted."""
+    if lacking := cpu.missing("int8"):
+        pytest.skip(f"this CPU has no {lacking}")
+    artifact = compiled(micro_run, tmp_path / "int8", "compile.dtype=int8", "compile.batch_sizes=[1,4]")
+    generator, seen, step = load_generator(artifact)[0], list[NDArray[np.float32]](), rolling.RollingSession.step
+
+    def observed(*arguments: Any) -> Candidates:
+        found = step(*arguments)
+        seen.append(np.array(found.all_logits()[0]))
+        return found
+
+    monkeypatch.setattr(rolling.RollingSession, "step", observed)
+    settings = GenerateConfig(max_new_tokens=8, min_new_tokens=8)
+
+    def logits(*beside: int, independent: bool) -> NDArray[np.float32]:
+        """The logits of a prompt in each step, next to prompts of these lengths."""
+        batch = generator.roll(settings, independent=independent)
+        assert batch is not None
+        seen.clear()
+        for length in (20, *beside):
+            batch.join([list(range(5, 5 + length))], [None])
+        while batch.running:
+            batch.step()
+        return np.stack(seen)
+
+    for independent in (True, False):
+        alone, beside = logits(independent=independent), logits(25, 40, 9, independent=independent)
+        assert np.array_equal(alone, beside) == independent
 
 
 def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:
