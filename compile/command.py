@@ -2,12 +2,12 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from neuron_sum import console, files
+from neuron_sum.command_group import CommandGroup
 from neuron_sum.errors import ArtifactError, RecipeError
 from neuron_sum.recipes.command import BaseOption, SetOption
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from compile.verify import Comparison
     from neuron_sum.artifact import Artifact
 
-DEFAULT = "run"
 ExamplesOption = Annotated[
     int | None,
     typer.Option(
@@ -28,24 +27,14 @@ MAX_DROP = 1.0
 MaxDropOption = Annotated[float, typer.Option(min=0, help="Largest accepted loss in ROUGE-1 points.")]
 
 
-class _DefaultsToRun(TyperGroup):
-    """`compile RUN` is `compile run RUN`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [DEFAULT, *args]
-        return super().parse_args(ctx, args)
-
-
-compile = typer.Typer(
-    cls=_DefaultsToRun,
-    no_args_is_help=True,
-    help="Compile a run ahead of time into an artifact. `compile RUN` is short for `compile run RUN`; its options are "
+compile = CommandGroup(
+    "Compile a run ahead of time into an artifact. `compile RUN` is short for `compile run RUN`; its options are "
     "listed by `compile run --help`.",
+    {"run": f"{__name__}:run", "verify": f"{__name__}:verify", "report": f"{__name__}:report"},
+    default="run",
 )
 
 
-@compile.command(DEFAULT)
 def run(
     run: Annotated[
         Path | None,
@@ -103,7 +92,6 @@ def run(
     )
 
 
-@compile.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
     source: Annotated[
@@ -202,7 +190,6 @@ def _undecided(artifact: "Artifact", comparison: "Comparison", rule: str, again:
     )
 
 
-@compile.command()
 def report(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
     output: Annotated[

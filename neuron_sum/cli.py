@@ -1,6 +1,7 @@
 """The `neuron-sum` application, built from the entry points neuron_sum.commands; commands are next to their stages.
 
-Neither this module nor the modules of the commands import anything heavy, so that --help responds immediately.
+A command is imported when it is used. Neither this module nor the modules of the commands import anything heavy, so
+that --help, which describes all commands, responds immediately.
 """
 
 import functools
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,9 +18,11 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+import typer.main
 from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
+from neuron_sum.command_group import CommandGroup
 from neuron_sum.errors import Interrupted, known_cause, redacted
 from neuron_sum.platform import threads
 
@@ -55,12 +59,36 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as on
 DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 
-class PipelineGroup(TyperGroup):
-    """A command group listed in the order of `ORDER`; typer by default lists all groups after all plain commands."""
+class Commands(UserDict[str, Any]):
+    """Commands of click by name, in the order of `--help`: entry points until they are looked up."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of the commands, in the order of `--help`."""
-        return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        if isinstance(found, EntryPoint):
+            found = self[name] = _load(found)
+        return found
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are used."""
+
+    default: str | None = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Inserts the default command if the first argument is not the name of another one."""
+        if self.default is not None and args and args[0] not in (*self.commands, "--help"):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+class PipelineGroup(TyperGroup):
+    """The group of all commands, in the order of `ORDER`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        points = sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name)
+        points.sort(key=lambda point: ORDER.index(point.name) if point.name in ORDER else len(ORDER))
+        self.commands = Commands((point.name, point) for point in points)
 
     def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
         """Runs a command line and exits with its code; usage errors are printed as all other errors."""
@@ -107,9 +135,8 @@ def _ignore_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
-@functools.cache
 def build() -> typer.Typer:
-    """The application with every installed command; made once, because adding a command changes its group."""
+    """The application with every installed command."""
     app = typer.Typer(
         cls=PipelineGroup,
         no_args_is_help=True,
@@ -118,20 +145,22 @@ def build() -> typer.Typer:
         help="From a recipe to a compared, compiled and served dialogue-summarization model.",
     )
     app.callback()(_root)
-    for point in entry_points(group=COMMAND_GROUP):
-        _add(app, point)
     return app
 
 
-def _add(app: typer.Typer, point: EntryPoint) -> None:
+def _load(point: EntryPoint) -> Any:
+    """The command, or group of commands, of an entry point."""
     loaded = point.load()
-    if isinstance(loaded, typer.Typer):
-        for info in loaded.registered_commands:
-            if info.callback is not None:
-                info.callback = _command(info.callback)
-        app.add_typer(loaded, name=point.name)
-    else:
-        app.command(name=point.name)(_command(loaded))
+    if isinstance(loaded, CommandGroup):
+        group = LazyGroup(name=point.name, help=loaded.help, no_args_is_help=True)
+        group.default = loaded.default
+        group.commands = Commands(
+            (name, EntryPoint(name, value, point.group)) for name, value in loaded.commands.items()
+        )
+        return group
+    app = typer.Typer(add_completion=False)
+    app.command(name=point.name)(_command(loaded))
+    return typer.main.get_command(app)
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,6 @@ reference/recipe.md is generated from the pydantic models of the recipe, referen
 and README.md is the first page of the site.
 """
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,6 @@ ROOT_PAGES = {
 }
 """Files in the root of the repository and their names on the site."""
 
-application = functools.cache(build)
-"""The application, cached because `mkdocs serve` calls the hook again after each change."""
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
@@ -39,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / name).read_text("utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=_moved(text)))
     files.append(File.generated(config, "reference/recipe.md", content=recipe_reference()))
-    files.append(File.generated(config, "reference/cli.md", content=command_reference(application())))
+    files.append(File.generated(config, "reference/cli.md", content=command_reference(build())))
     return files
 
 

@@ -6,8 +6,17 @@ from typing import Annotated
 import typer
 
 from neuron_sum import console
+from neuron_sum.command_group import CommandGroup
 
-recipes = typer.Typer(no_args_is_help=True, help="List, print and validate recipes.")
+recipes = CommandGroup(
+    "List, print and validate recipes.",
+    {
+        "list": f"{__name__}:list_recipes",
+        "show": f"{__name__}:show",
+        "check": f"{__name__}:check",
+        "schema": f"{__name__}:schema",
+    },
+)
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -25,7 +34,6 @@ BaseOption = Annotated[
 ]
 
 
-@recipes.command("list")
 def list_recipes() -> None:
     """List the bundled recipes."""
     from neuron_sum.recipes.loading import load_recipe, shipped_recipes
@@ -38,7 +46,6 @@ def list_recipes() -> None:
     console.emit({name: recipe.description for name, recipe in loaded.items()}, table)
 
 
-@recipes.command()
 def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
     """Print a recipe with every default that has an effect."""
     from neuron_sum.recipes.loading import load_recipe
@@ -50,7 +57,6 @@ def show(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = 
     console.emit(loaded.resolved(), text.rstrip())
 
 
-@recipes.command()
 def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption = None) -> None:
     """Validate a recipe; list all errors and exit with 3 if it is invalid."""
     from neuron_sum.recipes.loading import load_recipe
@@ -61,7 +67,6 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption =
     console.emit(details, f"{loaded.name} is valid\nnext: {console.command('train', recipe, *changes)}")
 
 
-@recipes.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and validators."""
     from neuron_sum.recipes.schema import Recipe

@@ -1,39 +1,26 @@
 """`neuron-sum aws …`: the command group."""
 
-import typer
+from neuron_sum.command_group import CommandGroup
 
-from sagemaker_jobs.commands.batch import batch
-from sagemaker_jobs.commands.captured import captured
-from sagemaker_jobs.commands.down import down
-from sagemaker_jobs.commands.endpoints import deploy, extend
-from sagemaker_jobs.commands.iam import iam
-from sagemaker_jobs.commands.image import image
-from sagemaker_jobs.commands.invoke import invoke
-from sagemaker_jobs.commands.jobs import compile_run, train
-from sagemaker_jobs.commands.models import models
-from sagemaker_jobs.commands.plan import plan
-from sagemaker_jobs.commands.receipt import receipt
-from sagemaker_jobs.commands.register import register
-from sagemaker_jobs.commands.rehearse import rehearse
-from sagemaker_jobs.commands.setup import setup
-from sagemaker_jobs.commands.status import status
-
-aws = typer.Typer(no_args_is_help=True, help="SageMaker: cost estimates, jobs, endpoints and cleanup.")
-
-aws.command()(setup)
-aws.command()(plan)
-aws.command()(rehearse)
-aws.command()(receipt)
-aws.command()(image)
-aws.command()(train)
-aws.command("compile")(compile_run)
-aws.command()(deploy)
-aws.command()(invoke)
-aws.command()(extend)
-aws.command()(models)
-aws.command()(captured)
-aws.command()(batch)
-aws.command()(register)
-aws.command()(status)
-aws.command()(down)
-aws.command()(iam)
+aws = CommandGroup(
+    "SageMaker: cost estimates, jobs, endpoints and cleanup.",
+    {
+        "setup": "sagemaker_jobs.commands.setup:setup",
+        "plan": "sagemaker_jobs.commands.plan:plan",
+        "rehearse": "sagemaker_jobs.commands.rehearse:rehearse",
+        "receipt": "sagemaker_jobs.commands.receipt:receipt",
+        "image": "sagemaker_jobs.commands.image:image",
+        "train": "sagemaker_jobs.commands.jobs:train",
+        "compile": "sagemaker_jobs.commands.jobs:compile_run",
+        "deploy": "sagemaker_jobs.commands.endpoints:deploy",
+        "invoke": "sagemaker_jobs.commands.invoke:invoke",
+        "extend": "sagemaker_jobs.commands.endpoints:extend",
+        "models": "sagemaker_jobs.commands.models:models",
+        "captured": "sagemaker_jobs.commands.captured:captured",
+        "batch": "sagemaker_jobs.commands.batch:batch",
+        "register": "sagemaker_jobs.commands.register:register",
+        "status": "sagemaker_jobs.commands.status:status",
+        "down": "sagemaker_jobs.commands.down:down",
+        "iam": "sagemaker_jobs.commands.iam:iam",
+    },
+)

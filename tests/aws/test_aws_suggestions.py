@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from aws_faults import hasten
 from aws_inputs import RUN, add_images, compiled
 from aws_script import REGION
@@ -15,7 +14,7 @@ from in_process import neuron_sum
 from sagemaker_jobs.commands.group import aws as group
 
 WAIT = ("--every", "0.01")
-NAMES = set(typer.main.get_command(group).commands)  # type: ignore[attr-defined]
+NAMES = set(group.commands)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import typer.main
-from in_process import command_line
 from micro_models import ROOT
 from pydantic import BaseModel
 
+from neuron_sum.cli import build
 from neuron_sum.recipes.schema import Recipe
 
 STATUS = (ROOT / "docs" / "status.md").read_text(encoding="utf-8")
@@ -74,8 +74,8 @@ def commands(command: Any, words: str) -> Iterator[str]:
 
 def test_the_reference_has_every_command(reference: Any) -> None:
     headings = [
-        line.strip("# `") for line in reference.command_reference(command_line()).splitlines() if line.startswith("##")
+        line.strip("# `") for line in reference.command_reference(build()).splitlines() if line.startswith("##")
     ]
-    found = list(commands(typer.main.get_command(command_line()), "neuron-sum"))
+    found = list(commands(typer.main.get_command(build()), "neuron-sum"))
     assert "neuron-sum aws deploy" in found
     assert sorted(headings) == sorted(found[1:])

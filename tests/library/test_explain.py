@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import typer
-from in_process import command_line
 from micro_models import ROOT
 
+from neuron_sum.cli import build
 from neuron_sum.doctor import explain as explaining
 from neuron_sum.doctor import log_lines
 from neuron_sum.doctor.command import explain as command
@@ -243,7 +243,7 @@ KEY = re.compile(
 
 def test_remedies_name_commands_and_recipe_keys_that_exist() -> None:
     recipe = load_recipe("flan-t5-base-lora").model_dump()
-    app: Any = typer.main.get_command(command_line())
+    app: Any = typer.main.get_command(build())
     named = 0
     for cause in CAUSES:
         for words in COMMAND.findall(cause.remedy):

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer.main
-from in_process import command_line, neuron_sum
+from in_process import neuron_sum
 from micro_models import ROOT
+
+from neuron_sum.cli import build
 
 FROZEN = ROOT / "tests" / "options.txt"
 
@@ -36,7 +38,7 @@ def spelled(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def test_the_command_line_matches_options_txt() -> None:
-    found = "\n".join(spelled(typer.main.get_command(command_line()))) + "\n"
+    found = "\n".join(spelled(typer.main.get_command(build()))) + "\n"
     assert found == FROZEN.read_text(encoding="utf-8"), __doc__
 
 
@@ -52,7 +54,7 @@ def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, A
 def test_every_command_that_reads_a_recipe_takes_set() -> None:
     readers = {
         words: {option for parameter in command.params for option in parameter.opts}
-        for words, command in commands(typer.main.get_command(command_line()))
+        for words, command in commands(typer.main.get_command(build()))
         if any(parameter.name in ("recipe", "overrides") for parameter in command.params)
     }
     assert len(readers) >= 15
@@ -69,4 +71,4 @@ def test_changes_count_wherever_they_are_given() -> None:
 
 
 if __name__ == "__main__":
-    print("\n".join(spelled(typer.main.get_command(command_line()))))
+    print("\n".join(spelled(typer.main.get_command(build()))))

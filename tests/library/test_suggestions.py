@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from in_process import command_line, neuron_sum
+from in_process import neuron_sum
 
+from neuron_sum.cli import build
 from neuron_sum.console import command
 
 ROOT = Path(__file__).parents[2]
-NAMES = "|".join(typer.main.get_command(command_line()).commands)  # type: ignore[attr-defined]
+NAMES = "|".join(typer.main.get_command(build()).commands)  # type: ignore[attr-defined]
 BEFORE_A_VALUE = re.compile(rf"neuron-sum ({NAMES})( [\w-]+)* $")
 SUGGESTED = re.compile(r"\b([Rr]un|next:) `?neuron-sum aws\b")
 

@@ -1,7 +1,6 @@
 """The command line in the test's process: starting one takes longer than most commands."""
 
 from dataclasses import replace
-from functools import cache
 from unittest.mock import patch
 
 from typer.testing import CliRunner, Result
@@ -9,11 +8,8 @@ from typer.testing import CliRunner, Result
 from neuron_sum import console
 from neuron_sum.cli import build
 
-command_line = cache(build)
-"""Built once, because click cannot add the same command to a group twice."""
-
 
 def neuron_sum(*words: str) -> Result:
     """Runs the words as a separate process would: settings of the output, such as --json, are reset afterwards."""
     with patch.object(console, "settings", replace(console.settings)):
-        return CliRunner().invoke(command_line(), list(words))
+        return CliRunner().invoke(build(), list(words))
