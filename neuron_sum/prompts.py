@@ -301,7 +301,7 @@ def coverage(dialogue: str, kept: int) -> float:
 
 
 def _count(input_ids: Sequence[int], control: frozenset[int]) -> int:
-    return sum(number in control for number in input_ids)
+    return sum(map(control.__contains__, input_ids))
 
 
 def start_of(text: str, size: int) -> str:

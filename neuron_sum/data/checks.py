@@ -1,6 +1,5 @@
 """Checks for bad rows, with a remedy for each."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,8 +84,8 @@ def remove_overlap(splits: dict[Split, list[Example]], problems: list[Problem]) 
 def near_overlap(train: Sequence[Example], held_out: Iterable[Example]) -> int:
     """Number of training dialogues that equal a held-out one except for case and white space; only reported."""
     folded = {_folded(example.dialogue) for example in held_out}
-    return sum(_folded(example.dialogue) in folded for example in train)
+    return sum(_folded(example.dialogue) in folded for example in train) if folded else 0
 
 
 def _folded(text: str) -> str:
-    return re.sub(r"\s+", "", text).lower()
+    return "".join(text.split()).lower()

@@ -10,11 +10,12 @@ from neuron_sum.errors import DataError, ModelError
 from neuron_sum.recipes.command import Overrides, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+    from collections.abc import Sequence
 
     from neuron_sum.data.encoding import UnknownTokens
     from neuron_sum.data.examples import Dataset
     from neuron_sum.data.shapes import ShapeReport
+    from neuron_sum.prompts import Tokenizer
     from neuron_sum.recipes.schema import Recipe, Split
 
 
@@ -52,16 +53,19 @@ def data(
     first = next((examples[0] for examples in dataset.splits.values() if examples), None)
     if first is None:
         raise DataError(f"{dataset.origin} contains no examples", "check data.path and data.files")
-    shapes, unknown, ids = None, {}, []
+    shapes: ShapeReport | None = None
+    unknown: dict[Split, UnknownTokens] = {}
+    ids: list[int] = []
     text = first.dialogue
     if not loaded.prompt.needs_tokenizer:
         text = replace(loaded.prompt.resolve(), claim=first.claim).render(first.dialogue)
     try:
-        loaded, tokenizer, config = _model(loaded, dataset)
+        loaded, tokenizer, decoder_only = _model(loaded, dataset)
         prompt = replace(loaded.prompt.resolve(), claim=first.claim)
         ids = prompt.encode(tokenizer, [first.dialogue], loaded.data.max_source_length)[0].input_ids
         text = prompt.render(first.dialogue)
-        shapes, unknown = _tokens(loaded, dataset, tokenizer, config) if dataset["train"] else (None, {})
+        if dataset["train"]:
+            shapes, unknown = _tokens(loaded, dataset, tokenizer, decoder_only=decoder_only)
         shapes_line = str(shapes) if shapes else "shapes: no training examples"
     except ModelError as error:  # the command is about the data; the model may be unreachable from this machine
         shapes_line = f"shapes: not counted: {error.message}"
@@ -97,29 +101,45 @@ def data(
     )
 
 
-def _model(recipe: "Recipe", dataset: "Dataset") -> "tuple[Recipe, PreTrainedTokenizerFast, PretrainedConfig]":
-    """The recipe with the text of a chat template, the tokenizer, and the configuration of the model."""
-    from neuron_sum.models import base as models
+def _model(recipe: "Recipe", dataset: "Dataset") -> "tuple[Recipe, Tokenizer, bool]":
+    """The recipe with the text of a chat template, the tokenizer, and whether the model is decoder-only."""
     from neuron_sum.models.chat import render_chat, token_warnings
+    from neuron_sum.recipes.schema import TrainedTokenizer
+
+    if recipe.model.config is not None and isinstance(recipe.model.tokenizer, TrainedTokenizer):
+        # This needs no transformers, whose import takes seconds.
+        from neuron_sum.models.checkpoint import read_inline
+        from neuron_sum.models.families import check_family
+        from neuron_sum.models.trained_tokenizer import WordTokenizer, train_tokenizer
+
+        decoder_only = check_family(*read_inline(recipe.model)).decoder_only
+        size = recipe.model.tokenizer.vocab_size
+        words = WordTokenizer(train_tokenizer(dataset.training_texts(), size, decoder_only=decoder_only))
+        _warn(token_warnings(recipe.prompt.resolve(), words, None))
+        return recipe, words, decoder_only
+
+    from neuron_sum.models import base as models
 
     config = models.load_config(recipe.model)
     tokenizer = models.load_tokenizer(recipe.model, dataset.training_texts())
     rendered = render_chat(recipe, tokenizer)
-    for warning in token_warnings(rendered.prompt.resolve(), tokenizer, config):
+    _warn(token_warnings(rendered.prompt.resolve(), tokenizer, config))
+    return rendered, tokenizer, models.is_decoder_only(config)
+
+
+def _warn(warnings: "Sequence[str]") -> None:
+    for warning in warnings:
         console.warn(warning)
-    return rendered, tokenizer, config
 
 
 def _tokens(
-    recipe: "Recipe", dataset: "Dataset", tokenizer: "PreTrainedTokenizerFast", config: "PretrainedConfig"
+    recipe: "Recipe", dataset: "Dataset", tokenizer: "Tokenizer", *, decoder_only: bool
 ) -> "tuple[ShapeReport, dict[Split, UnknownTokens]]":
     """The report on padding that `train` prints, for one process, and the unknown tokens of each split."""
     from neuron_sum.data.encoding import encode, unknown_tokens
     from neuron_sum.data.long_rows import training_rows
     from neuron_sum.data.shapes import check_packing, choose_plan
-    from neuron_sum.models import base as models
 
-    decoder_only = models.is_decoder_only(config)
     check_packing(recipe, decoder_only=decoder_only)
     prompt = recipe.prompt.resolve()
     rows = {split: training_rows(each, tokenizer, prompt, recipe.data) for split, each in dataset.splits.items()}

@@ -4,17 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
-
-import torch
 
 from neuron_sum.data.examples import Example
-from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, control_ids, start_of, without_control
+from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, Tokenizer, control_ids, start_of, without_control
 from neuron_sum.recipes.schema import DataConfig
 from neuron_sum.sections import SectionCoder, Sections
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label that torch's cross entropy ignores."""
@@ -28,7 +22,7 @@ UNKNOWN_TEXTS, UNKNOWN_SHOWN = 200, 12
 
 
 @dataclass(frozen=True)
-class Encoded(torch.utils.data.Dataset[Features]):
+class Encoded:
     """Tokenized examples for a data collator.
 
     Attributes:
@@ -61,7 +55,7 @@ class Encoded(torch.utils.data.Dataset[Features]):
 
 def encode(
     examples: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     prompt: Prompt,
     data: DataConfig,
     *,
@@ -91,7 +85,9 @@ def encode(
         sources = prompt.encode(tokenizer, dialogues, data.max_source_length)
     references = [reference for example in examples for reference in example.references]
     tokenized, is_cut = target_tokens(references, tokenizer, data.max_target_length, sections)
-    targets = iter([[*target[: data.max_target_length - 1], tokenizer.eos_token_id] for target in tokenized])
+    end = tokenizer.eos_token_id
+    assert end is not None  # every tokenizer of a model has one
+    targets = iter([[*target[: data.max_target_length - 1], end] for target in tokenized])
     features: list[Features] = []
     used: list[Example] = []
     for example, source in zip(examples, sources, strict=True):
@@ -115,7 +111,7 @@ def encode(
 
 
 def target_tokens(
-    references: Sequence[str], tokenizer: "PreTrainedTokenizerBase", longest: int, sections: Sections
+    references: Sequence[str], tokenizer: Tokenizer, longest: int, sections: Sections
 ) -> tuple[list[list[int]], list[bool]]:
     """The tokens of summaries without an end token, and whether each is cut.
 
@@ -134,14 +130,12 @@ def target_tokens(
         coded = [coder.encode(reference) for reference in references]
         return [tokens for tokens, _ in coded], [is_cut or len(tokens) >= longest for tokens, is_cut in coded]
     starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * longest) for reference in references]
-    tokenized: list[list[int]] = (
-        tokenizer(text_target=starts, add_special_tokens=False)["input_ids"] if references else []
-    )
+    tokenized: list[list[int]] = tokenizer(starts, add_special_tokens=False)["input_ids"] if references else []
     control = control_ids(tokenizer)
     for number, row in enumerate(tokenized):
         if not control.isdisjoint(row):
             text = without_control(tokenizer, starts[number])
-            tokenized[number] = tokenizer(text_target=text, add_special_tokens=False)["input_ids"]
+            tokenized[number] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenized, [
         len(target) >= longest or len(start) < len(reference)
         for target, start, reference in zip(tokenized, starts, references, strict=True)
@@ -208,7 +202,7 @@ class UnknownTokens:
 
 
 def unknown_tokens(
-    encoded: Encoded, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", *, decoder_only: bool
+    encoded: Encoded, examples: Sequence[Example], tokenizer: Tokenizer, *, decoder_only: bool
 ) -> UnknownTokens:
     """Counts the unknown tokens of a split; a tokenizer that falls back to bytes has none.
 

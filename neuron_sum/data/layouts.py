@@ -9,8 +9,6 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from neuron_sum.data.packing import Integers, pack, spread
 
@@ -75,6 +73,35 @@ class Lengths:
         return int(self.source.sum() + self.target.sum())
 
 
+def permutation(count: int, seed: int) -> list[int]:
+    """The numbers below `count` in the order of `torch.randperm` with a generator of this seed, without torch.
+
+    Args:
+        count: The number of examples, less than 2**32 / 20.
+        seed: The seed, of which torch uses 32 bits.
+    """
+    draws = np.random.RandomState(seed % 2**32).randint(0, 2**32, max(count - 1, 0), dtype=np.uint32)
+    order = list(range(count))
+    for at, step in enumerate((draws % np.arange(count, 1, -1)).tolist()):
+        order[at], order[at + step] = order[at + step], order[at]
+    return order
+
+
+def group_by_length(order: Sequence[int], lengths: Sequence[int], size: int) -> list[int]:
+    """The order in which `get_length_grouped_indices` of transformers puts a permutation.
+
+    Args:
+        order: The permutation.
+        lengths: The length of each example.
+        size: Number of examples that get similar lengths.
+    """
+    step = size * max(min(len(order) // (size * 4), 50), 1)
+    groups = [sorted(order[at : at + step], key=lengths.__getitem__, reverse=True) for at in range(0, len(order), step)]
+    longest = max(groups, key=lambda group: lengths[group[0]])  # first, so that too little memory shows at once
+    groups[0][0], longest[0] = longest[0], groups[0][0]
+    return [example for group in groups for example in group]
+
+
 class Layout(Protocol):
     """A method of arranging the examples of an epoch in rows."""
 
@@ -101,11 +128,9 @@ class DynamicLayout:
 
     def rows(self, epoch: int) -> list[Row]:
         """See Layout."""
-        generator = torch.Generator().manual_seed(self.seed + epoch)
-        if self.group is None:
-            order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        else:
-            order = get_length_grouped_indices(self.lengths.source.tolist(), self.group, generator=generator)
+        order = permutation(len(self.lengths), self.seed + epoch)
+        if self.group is not None:
+            order = group_by_length(order, self.lengths.source.tolist(), self.group)
         rows = [Row((example,), None) for example in order]
         return rows + [Row((), None)] * (-len(rows) % self.chunk)
 

@@ -10,17 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from neuron_sum.data.examples import Example
 from neuron_sum.data.pieces import Splitter
 from neuron_sum.data.rounds import check_lengths
 from neuron_sum.data.sentences import split_claims
-from neuron_sum.prompts import Prompt
+from neuron_sum.prompts import Prompt, Tokenizer
 from neuron_sum.recipes.schema import DataConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 WORD = re.compile(r"\w+")
 
@@ -48,9 +44,7 @@ class Rows:
         return f"{self.long:,} long dialogues are {self.pieces:,} pieces and {self.merges:,} merges of their summaries"
 
 
-def training_rows(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, data: DataConfig
-) -> Rows:
+def training_rows(examples: Sequence[Example], tokenizer: Tokenizer, prompt: Prompt, data: DataConfig) -> Rows:
     """The rows of a split, as `data.long` determines.
 
     Args:

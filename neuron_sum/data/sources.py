@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from neuron_sum.data.checks import Problem, merge_references, near_overlap, remove_duplicate_ids, remove_overlap
-from neuron_sum.data.claims import generate_claims
 from neuron_sum.data.examples import Dataset, Example, evenly_spaced
 from neuron_sum.data.readers import Rows, read_rows
 from neuron_sum.data.section_rows import missing_column, section_texts
@@ -63,6 +62,8 @@ def load_dataset(config: DataConfig, output: OutputConfig = NO_SECTIONS) -> Data
     used = {split: evenly_spaced(examples, config.limit(split)) for split, examples in splits.items()}
     overlap = near_overlap(used.get("train", ()), (*used.get("validation", ()), *used.get("test", ())))
     if config.claims is not None:
+        from neuron_sum.data.claims import generate_claims
+
         used = {split: generate_claims(examples, config.claims) for split, examples in used.items()}
     return Dataset(
         splits=used,

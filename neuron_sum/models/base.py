@@ -1,23 +1,22 @@
 """Base models and tokenizers from a hub, a folder, or a configuration with random weights."""
 
-import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import extract_commit_hash
 
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import packed_t5
-from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_object, shorten
+from neuron_sum.models.checkpoint import DAMAGED_HINT, find_file, read_inline, read_object, shorten
 from neuron_sum.models.configs import LARGEST, head_may_be_embedding, make_config
-from neuron_sum.models.families import FAMILIES, family_of
+from neuron_sum.models.families import family_of
 from neuron_sum.models.gguf import folder_of
 from neuron_sum.models.tokenizer_files import check_fits, read_sentencepiece, read_tokenizer
+from neuron_sum.models.trained_tokenizer import SPECIAL, train_tokenizer
 from neuron_sum.models.weights import GENERATION_CONFIG, load_weights
 from neuron_sum.recipes.schema import ModelConfig, TrainedTokenizer
 
@@ -72,10 +71,7 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast | None =
 def _read_config(config: ModelConfig) -> tuple[dict[str, Any], str]:
     """The content of a recipe's configuration, and its name for error messages."""
     if config.name_or_path is None:
-        if isinstance(config.config, dict):
-            return dict(config.config), "model.config"
-        path = Path(str(config.config))
-        return read_object(path), f"model.config = {str(path)!r}"
+        return read_inline(config)
     found = find_file(folder_of(config.name_or_path), CONFIG, config.revision, required=True)
     assert found is not None
     values = read_object(found)
@@ -163,7 +159,10 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
         ModelError: If it cannot be loaded.
     """
     if isinstance(config.tokenizer, TrainedTokenizer):
-        return _train_tokenizer(training_texts, config.tokenizer.vocab_size, load_config(config).model_type)
+        backend = train_tokenizer(
+            training_texts, config.tokenizer.vocab_size, decoder_only=is_decoder_only(load_config(config))
+        )
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
     source = folder_of(config.tokenizer or str(config.name_or_path))
     if source.endswith(".model"):
         tokenizer = read_sentencepiece(Path(source), load_config(config).model_type)
@@ -179,34 +178,6 @@ def load_tokenizer(config: ModelConfig, training_texts: Iterable[str] = ()) -> P
         # Labels are padded with IGNORED, never with this token, so that the end token is valid (Llama 3 has no other).
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
-
-
-def _train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> PreTrainedTokenizerFast:
-    """Trains a BPE tokenizer with T5's first three ids (pad 0, eos 1, unk 2), and white space as one space like T5."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
-    # "Friday," and "Friday." start with the same token, so that a small model can copy the word; tags stay whole.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"[.,:;!?]"), "isolated")]
-    )
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>", "<s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=[character for character in string.printable if not character.isspace()],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if "▁" not in tokenizer.get_vocab():
-        raise ModelError("cannot train a tokenizer without training dialogues", "use data with a train split")
-    frame = ("<s> $A", [("<s>", 3)]) if FAMILIES[family].decoder_only else ("$A </s>", [("</s>", 1)])
-    tokenizer.post_processor = processors.TemplateProcessing(single=frame[0], special_tokens=frame[1])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", bos_token="<s>"
-    )
 
 
 def end_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:

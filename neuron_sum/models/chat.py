@@ -2,14 +2,16 @@
 
 import sys
 from dataclasses import replace
-from typing import Any
-
-from jinja2 import TemplateError
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from neuron_sum.errors import ModelError, RecipeError, reading
 from neuron_sum.prompts import CHAT, INSTRUCTION, Prompt
 from neuron_sum.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+    from neuron_sum.models.fast_tokenizer import FastTokenizer
 
 MARK, ANSWER = "NEURON-SUM-DIALOGUE", "NEURON-SUM-ANSWER"
 """Texts that no template contains, in place of the dialogue and the summary."""
@@ -17,7 +19,7 @@ MARK, ANSWER = "NEURON-SUM-DIALOGUE", "NEURON-SUM-ANSWER"
 HINT = "use prompt.preset: course, or write the whole text in prompt.template"
 
 
-def render_chat(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Recipe:
+def render_chat(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Recipe:
     """Applies the tokenizer's chat template to the instruction, if the recipe asks for it.
 
     The token that ends an answer in the template becomes the tokenizer's eos_token, which ends every summary in
@@ -63,13 +65,15 @@ def not_rendered(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"rendered": None})})
 
 
-def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> list[str]:
+def token_warnings(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerFast | FastTokenizer", config: "PretrainedConfig | None"
+) -> list[str]:
     """Faults of special tokens that make a model worse without an error.
 
     Args:
         prompt: The rendered prompt.
         tokenizer: The tokenizer, with its final eos_token.
-        config: The configuration of the base model.
+        config: The configuration of the base model; None for one without end tokens.
     """
     found = []
     ids, begin = replace(prompt, claim="").encode(tokenizer, [""], sys.maxsize)[0].input_ids, tokenizer.bos_token_id
@@ -78,7 +82,8 @@ def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: P
             f"every prompt starts with two begin tokens {tokenizer.bos_token!r}, one of the tokenizer and one of the "
             "template: remove it from prompt.template"
         )
-    stored = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ends = config.eos_token_id if config is not None else None
+    stored = ends if isinstance(ends, list) else [ends]
     if stored != [None] and tokenizer.eos_token_id not in stored:
         names = ", ".join(repr(tokenizer.convert_ids_to_tokens(number)) for number in stored if number is not None)
         found.append(
@@ -88,7 +93,9 @@ def token_warnings(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, config: P
     return found
 
 
-def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: Any) -> str:
+def _apply(tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]], **options: Any) -> str:
+    from jinja2 import TemplateError
+
     # A template may raise any error: it is a program in the sandbox of Jinja.
     with reading("the chat template of the tokenizer", ModelError, HINT):
         try:

@@ -4,11 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
-
 from neuron_sum import files
 from neuron_sum.errors import ModelError, reading
+from neuron_sum.recipes.schema import ModelConfig
 
 HUB_HINT = "check the name and the network; without a network, use a local folder: model.name_or_path=FOLDER"
 DAMAGED_HINT = "copy or download the file again"
@@ -31,6 +29,9 @@ def find_file(source: str, name: str, revision: str | None = None, *, required: 
         if required and not path.is_file():
             raise ModelError(f"{source} contains no {name}", HUB_HINT)
         return path if path.is_file() else None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
     try:
         validate_repo_id(source)
     except HFValidationError:
@@ -55,6 +56,18 @@ def read_object(path: Path) -> dict[str, Any]:
         ModelError: If the file is not valid JSON, or contains another type, a lone surrogate, or NaN.
     """
     return files.read_json(path, ModelError, DAMAGED_HINT)
+
+
+def read_inline(config: ModelConfig) -> tuple[dict[str, Any], str]:
+    """The content of a recipe's `model.config`, and its name for error messages.
+
+    Raises:
+        ModelError: If it is a file that is not a JSON object.
+    """
+    if isinstance(config.config, dict):
+        return dict(config.config), "model.config"
+    path = Path(str(config.config))
+    return read_object(path), f"model.config = {str(path)!r}"
 
 
 def is_number(value: object) -> bool:

@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from neuron_sum.errors import ModelError, reading
 from neuron_sum.models import rotary
 from neuron_sum.models.checkpoint import is_number, shorten
-from neuron_sum.models.families import FAMILIES, FULL, SLIDING, Family, valid_families
+from neuron_sum.models.families import FULL, SLIDING, Family, check_family
 
 HARMLESS = {
     "_attn_implementation_autoset": "how attention is computed, not what",
@@ -141,25 +141,6 @@ def make_config(values: Mapping[str, Any], source: str) -> PretrainedConfig:
     windowed = SLIDING in (getattr(config, "layer_types", None) or ())
     _require(not windowed or config.sliding_window is not None, "layer_types", [SLIDING], "a sliding_window", source)
     return config
-
-
-def check_family(values: Mapping[str, Any], source: str) -> Family:
-    """The family of a configuration.
-
-    Args:
-        values: The content of config.json.
-        source: The file or field, for error messages.
-
-    Raises:
-        ModelError: For a family that is not supported; names the valid ones.
-    """
-    found = values.get("model_type")
-    if not isinstance(found, str) or found not in FAMILIES:
-        raise ModelError(
-            f"{source} has model_type {shorten(found)}, which is not supported; valid: {valid_families()}",
-            "use a model of one of these families",
-        )
-    return FAMILIES[found]
 
 
 def head_may_be_embedding(values: Mapping[str, Any]) -> bool:

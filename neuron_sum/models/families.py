@@ -4,9 +4,12 @@ The decoder-only families share the names of their parameters and modules; whate
 Importing this module imports neither torch nor transformers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from neuron_sum.errors import ModelError
+from neuron_sum.models.checkpoint import shorten
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -94,6 +97,25 @@ What a Neuron device supports is in platform/support.py.
 def family_of(config: "PretrainedConfig") -> Family:
     """The family of a configuration."""
     return FAMILIES[config.model_type]
+
+
+def check_family(values: Mapping[str, Any], source: str) -> Family:
+    """The family of a configuration.
+
+    Args:
+        values: The content of config.json.
+        source: The file or field, for error messages.
+
+    Raises:
+        ModelError: For a family that is not supported; names the valid ones.
+    """
+    found = values.get("model_type")
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ModelError(
+            f"{source} has model_type {shorten(found)}, which is not supported; valid: {valid_families()}",
+            "use a model of one of these families",
+        )
+    return FAMILIES[found]
 
 
 def valid_families() -> str:

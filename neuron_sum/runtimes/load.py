@@ -4,16 +4,17 @@ from importlib import import_module
 
 from neuron_sum.artifact import TOKENIZER, Artifact
 from neuron_sum.errors import ArtifactError
+from neuron_sum.models.fast_tokenizer import FastTokenizer
 from neuron_sum.runtimes.base import CompiledGenerator
 from neuron_sum.runtimes.generation import StepGenerator
-from neuron_sum.runtimes.tokenizer import ArtifactTokenizer
+from neuron_sum.runtimes.tokenizer import read_tokenizer
 from neuron_sum.sections import SectionCoder, Sections
 
 UPSTREAM = ("optimum",)
 """The runtimes of upstream artifacts, which have separate generation loops and cannot force headings."""
 
 
-def load_generator(artifact: Artifact, sections: Sections | None = None) -> tuple[CompiledGenerator, ArtifactTokenizer]:
+def load_generator(artifact: Artifact, sections: Sections | None = None) -> tuple[CompiledGenerator, FastTokenizer]:
     """Load the generator of an artifact and its tokenizer.
 
     Only the module of the artifact's runtime is imported.
@@ -35,7 +36,7 @@ def load_generator(artifact: Artifact, sections: Sections | None = None) -> tupl
             f"output.sections: {runtime.NO_SECTIONS}",
             "use output.sections=[], or compile with --set compile.target=cpu",
         )
-    tokenizer = ArtifactTokenizer(artifact.path / TOKENIZER)
+    tokenizer = read_tokenizer(artifact.path / TOKENIZER)
     generator: CompiledGenerator
     if manifest.runtime in UPSTREAM:
         generator = runtime.load(artifact)

@@ -17,7 +17,7 @@ from neuron_sum.models.base import load_tokenizer
 from neuron_sum.models.tokenizer_files import read_sentencepiece
 from neuron_sum.prompts import control_ids, without_control
 from neuron_sum.recipes.schema import ModelConfig, PromptConfig
-from neuron_sum.runtimes.tokenizer import ArtifactTokenizer
+from neuron_sum.runtimes.tokenizer import read_tokenizer
 
 TEXTS = (
     "",
@@ -37,7 +37,7 @@ FILES = {"t5": "spiece.model", "llama": "tokenizer.model"}
 
 
 def check_equal(folder: Path) -> None:
-    expected, actual = load_tokenizer(ModelConfig(name_or_path=str(folder))), ArtifactTokenizer(folder)
+    expected, actual = load_tokenizer(ModelConfig(name_or_path=str(folder))), read_tokenizer(folder)
     assert len(actual) == len(expected)
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         assert getattr(actual, f"{name}_token_id") == getattr(expected, f"{name}_token_id"), name
@@ -136,7 +136,7 @@ def test_a_damaged_tokenizer_is_an_error_of_the_artifact(tmp_path: Path) -> None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
-        ArtifactTokenizer(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_an_unusable_tokenizer_is_an_error_of_the_artifact(
     settings = changes.get("settings", {"eos_token": "</s>"})
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ArtifactError, match=message):
-        ArtifactTokenizer(tmp_path)
+        read_tokenizer(tmp_path)

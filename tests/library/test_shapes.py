@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks import shapes
 from neuron_sum import console
 from neuron_sum.data.buckets import best_buckets
 from neuron_sum.data.command import data
 from neuron_sum.data.encoding import Encoded
-from neuron_sum.data.layouts import Lengths, Row, Shape
+from neuron_sum.data.layouts import Lengths, Row, Shape, group_by_length, permutation
 from neuron_sum.data.packing import pack, spread
 from neuron_sum.data.rows import Collator, RowSet
 from neuron_sum.data.shapes import ShapePlan, choose_plan
@@ -44,6 +45,19 @@ def plan_of(
 ) -> ShapePlan:
     made = recipe(name, f"train.per_device_train_batch_size={batch_size}", *overrides)
     return choose_plan(made, encoded(pairs), None, decoder_only=False, devices=devices)
+
+
+@SMALL
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=300),
+    st.sampled_from((0, 7, 2**31, 2**32 - 1, 2**32 + 5)),
+    st.integers(1, 40),
+)
+def test_the_order_is_that_of_torch_and_transformers(lengths: list[int], seed: int, size: int) -> None:
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    assert permutation(len(lengths), seed) == order
+    grouped = get_length_grouped_indices(lengths, size, generator=torch.Generator().manual_seed(seed))
+    assert group_by_length(order, lengths, size) == grouped
 
 
 @SMALL
