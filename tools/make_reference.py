@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from neuron_sum.cli import build
-from neuron_sum.recipes.schema import Recipe
+from neuron_sum.recipes.schema import json_schema
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = {
@@ -59,8 +59,8 @@ def command_reference(app: typer.Typer) -> str:
 
 def recipe_reference() -> str:
     """The documentation of every field of a recipe: type, default, description."""
-    schema = Recipe.model_json_schema()
-    intro = f"Generated from `{Recipe.__module__}`; `neuron-sum recipes schema` prints the same as a JSON schema."
+    schema = json_schema()
+    intro = f"Generated from `{json_schema.__module__}`; `neuron-sum recipes schema` prints the same as a JSON schema."
     return "\n".join(["# Recipe schema", "", intro, "", *_section("Top level", "", schema, schema["$defs"])])
 
 

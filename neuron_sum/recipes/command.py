@@ -69,7 +69,7 @@ def check(recipe: RecipeArgument, overrides: Overrides = None, sets: SetOption =
 
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and validators."""
-    from neuron_sum.recipes.schema import Recipe
+    from neuron_sum.recipes.schema import json_schema
 
-    json_schema = Recipe.model_json_schema()
-    console.emit(json_schema, json.dumps(json_schema, indent=2))
+    found = json_schema()
+    console.emit(found, json.dumps(found, indent=2))

@@ -3,9 +3,13 @@
 Each value is defined only here and read only where it is used. loading.py reads recipes from YAML.
 """
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -41,9 +45,7 @@ WITHOUT_EFFECT: dict[tuple[str, str], str] = {
 class Section(BaseModel):
     """Base class of all parts of a recipe: frozen, strict, without unknown keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SplitFiles(Section):
@@ -624,3 +626,21 @@ def _without_unused(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if key not in unused
     }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, in which the docstrings of the fields are their descriptions.
+
+    pydantic's use_attribute_docstrings would read them in every command, which takes as long as creating the models.
+    """
+    schema = Recipe.model_json_schema()
+    models = {**schema["$defs"], Recipe.__name__: schema}
+    for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name in models:
+            for field, text in pairwise(node.body):
+                match field, text:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(description))):
+                        fields = models[node.name]["properties"]
+                        described = {**fields[name], "description": inspect.cleandoc(description)}
+                        fields[name] = dict(sorted(described.items()))
+    return schema

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from neuron_sum.errors import RecipeError
 from neuron_sum.recipes.loading import differences, load_recipe, load_resolved
-from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe, json_schema
 
 MINIMAL = {"name": "x", "model": {"name_or_path": "google/flan-t5-base"}}
 
@@ -239,7 +239,7 @@ def test_differences_name_the_dotted_keys() -> None:
 
 
 def test_the_schema_explains_its_fields() -> None:
-    schema = Recipe.model_json_schema()
+    schema = json_schema()
     assert "evenly spaced" in schema["$defs"]["DataConfig"]["properties"]["max_examples"]["description"]
 
 
