@@ -1,7 +1,6 @@
 """One set of weights for all graphs; each tensor is created once, in the layout that the graphs require."""
 
 import math
-import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ ALIGNMENT = 64
 
 MODEL = "model."
 """Prefix of the tensor names in a graph; compile/graphs/static.py and compile/targets/neuron.py."""
-EMBEDDING = "embedding"
-"""The tensor of which only the rows of a batch's tokens are read, so that it stays in the mapped file."""
 
 DTYPES = {"F32": np.float32, "BF16": np.uint16, "I64": np.int64, "I32": np.int32, "I8": np.int8}
 """The dtypes of safetensors; NumPy has no bf16."""
@@ -51,13 +48,13 @@ class SharedWeights:
     def get(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names; every call returns the same objects."""
         names = list(names)
-        missing = [name for name in names if name not in self._tensors]
-        for name in missing:
-            if name.endswith(PACKED):
-                self._tensors[name] = self._packer.pack(self._array(name.removesuffix(PACKED) + PLAIN))
-        plain = {name: self._array(name) for name in missing if not name.endswith(PACKED)}
-        read = _on_huge_pages({name: array for name, array in plain.items() if name != EMBEDDING})
-        self._tensors.update((name, Tensor.of(array)) for name, array in {**plain, **read}.items())
+        for name in names:
+            if name not in self._tensors:
+                self._tensors[name] = (
+                    self._packer.pack(self._array(name.removesuffix(PACKED) + PLAIN))
+                    if name.endswith(PACKED)
+                    else Tensor.of(self._array(name))
+                )
         return {name: self._tensors[name] for name in names}
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -81,23 +78,3 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             found[name] = content[start:end].view(dtype).reshape(shape)
             start = end
     return found
-
-
-def _on_huge_pages(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Copies of the arrays in one block of memory for which huge pages are requested.
-
-    A step reads every weight once, and with small pages the address lookup can take as long as reading
-    (docs/performance.md). A mapped file has no huge pages.
-    """
-    aligned = {name: -(-array.nbytes // ALIGNMENT) * ALIGNMENT for name, array in arrays.items()}
-    if not aligned:
-        return {}
-    block = mmap.mmap(-1, sum(aligned.values()) + ALIGNMENT)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    copies, offset = dict[str, NDArray[Any]](), 0
-    for name, array in arrays.items():
-        copies[name] = np.ndarray(array.shape, array.dtype, block, offset)
-        copies[name][...] = array
-        offset += aligned[name]
-    return copies
