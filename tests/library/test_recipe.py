@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from neuron_sum.errors import RecipeError
 from neuron_sum.recipes.loading import differences, load_recipe, load_resolved
-from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, Recipe, json_schema
+from neuron_sum.recipes.schema import LoraMethod, PromptTuningMethod, json_schema
 
 MINIMAL = {"name": "x", "model": {"name_or_path": "google/flan-t5-base"}}
 
