@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,19 @@ print(json.dumps(found))
 """
 """The number of upstream's beams that match transformers, with each difference removed."""
 
+COMMANDS = """
+import json, os, sys
+from pathlib import Path
+import warm_commands
+for line in sys.stdin:
+    arguments, environment, folder = json.loads(line)
+    os.environ.clear()
+    os.environ.update(environment)
+    made = warm_commands.run(tuple(arguments), Path(folder), None, 600)
+    print(json.dumps([made.returncode, made.stdout, made.stderr]), flush=True)
+"""
+"""Runs commands of neuron-sum in forks of a process of .venv-xla that has imported torch and transformers."""
+
 
 @dataclass(frozen=True)
 class Upstream:
@@ -144,11 +157,13 @@ class Upstream:
         packages: The folder of the Neuron packages.
         versions: The folder that declares the installed versions of the AWS modules.
         calls: The file to which the stand-ins write their calls.
+        commands: A process that runs COMMANDS.
     """
 
     packages: Path
     versions: Path
     calls: Path
+    commands: subprocess.Popen[str]
 
     def environment(self, instance: str | None, **more: str) -> dict[str, str]:
         path = (ROOT / "tests" / "stand_ins" / "optimum", self.versions, self.packages, ROOT)
@@ -173,8 +188,12 @@ class Upstream:
             check=False,
         )
 
-    def neuron_sum(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        return self.python("-m", "neuron_sum", *arguments, **more)
+    def neuron_sum(self, *arguments: str, instance: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        assert self.commands.stdin is not None and self.commands.stdout is not None
+        environment = {**os.environ, **self.environment(instance, **more)}
+        self.commands.stdin.write(f"{json.dumps([arguments, environment, str(self.calls.parent)])}\n")
+        self.commands.stdin.flush()
+        return subprocess.CompletedProcess(arguments, *json.loads(self.commands.stdout.readline()))
 
     def generate(self, artifact: Path, *cases: dict[str, Any], **more: Any) -> dict[str, Any]:
         """The answer of GENERATE."""
@@ -200,10 +219,20 @@ def write_versions(folder: Path, **others: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
     folder = tmp_path_factory.mktemp("upstream")
     make_packages(folder / "packages")
-    return Upstream(folder / "packages", write_versions(folder / "versions"), folder / "calls.jsonl")
+    versions, calls = write_versions(folder / "versions"), folder / "calls.jsonl"
+    path = (ROOT / "tests" / "stand_ins" / "optimum", versions, folder / "packages", ROOT, ROOT / "tests" / "support")
+    with subprocess.Popen(
+        [str(XLA_PYTHON), "-c", COMMANDS],
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as commands:
+        yield Upstream(folder / "packages", versions, calls, commands)
 
 
 @dataclass(frozen=True)
@@ -538,7 +567,7 @@ def test_upstream_counts_the_cores_of_a_range_and_not_of_a_list(upstream: Upstre
 @pytest.mark.slow
 def test_another_sdk_is_rejected_with_the_field(upstream: Upstream, llama: Exported, tmp_path: Path) -> None:
     other = replace(upstream, versions=write_versions(tmp_path, **{"torch-neuronx": "2.9.0.1"}))
-    made = other.neuron_sum("compile", "verify", str(llama.artifact.path), instance=INSTANCE)
+    made = other.python("-m", "neuron_sum", "compile", "verify", str(llama.artifact.path), instance=INSTANCE)
     assert made.returncode == 9
     assert f"stack.torch-neuronx: compiled with {PLATFORMS[0].vendor_pins['torch-neuronx']}" in made.stderr
     assert "installed is 2.9.0.1" in made.stderr
