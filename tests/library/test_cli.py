@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from docs_commands import commands_of
+from in_process import neuron_sum as in_process
 from micro_models import ROOT
 
 from neuron_sum import console, errors
 from neuron_sum.recipes.loading import load_recipe, shipped_recipes
-
-pytestmark = pytest.mark.new_interpreter
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +79,7 @@ def test_a_second_signal_ends_a_command_that_waits_for_threads(first: int, numbe
     assert ("error: interrupted" in made.stderr) == bool(first)
 
 
+@pytest.mark.new_interpreter
 def test_no_command_and_a_wrong_command(neuron_sum: CommandLine) -> None:
     nothing = neuron_sum()
     assert "train" in nothing.stdout + nothing.stderr
@@ -115,6 +116,7 @@ def test_every_error_class_has_a_distinct_exit_code() -> None:
         assert re.search(rf"{name}\s+{code}\n?", errors.__doc__ or ""), f"{name} is not drawn"
 
 
+@pytest.mark.new_interpreter
 def test_errors_are_one_line_and_a_hint_or_json(neuron_sum: CommandLine) -> None:
     plain = neuron_sum("train", "tinny")
     assert plain.returncode == 3
@@ -222,8 +224,15 @@ def test_durations_and_sizes_are_readable() -> None:
     ]
 
 
+@cache
+def help_of(*words: str) -> str:
+    shown = in_process(*words, "--help")
+    assert shown.exit_code == 0, words
+    return shown.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_on_every_page_exist(page: Path, neuron_sum: CommandLine) -> None:
+def test_the_commands_on_every_page_exist(page: Path) -> None:
     """Each names an existing command and existing options."""
     for command in commands_of(page) + commands_of(page, "sh"):
         words = [word for word in shlex.split(command)[1:] if word not in ("<", "|")]
@@ -233,10 +242,9 @@ def test_the_commands_on_every_page_exist(page: Path, neuron_sum: CommandLine) -
         group += ["run"] if group == ["compile"] else []
         if words[0] == "--version":
             continue
-        shown = neuron_sum(*group, "--help")
-        assert shown.returncode == 0, command
+        shown = help_of(*group)
         for option in (word for word in words if word.startswith("--")):
-            assert option.split("=")[0] in shown.stdout, f"{command}: no {option}"
+            assert option.split("=")[0] in shown, f"{command}: no {option}"
 
 
 def test_the_recipes_in_the_docs_are_valid(tmp_path: Path) -> None:
