@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from neuron_sum import files
 
-LONG = ("train.max_steps=150", "train.save_steps=10", "train.logging_steps=10")
-"""For the micro recipe: about nineteen epochs of eight steps; checkpoints fall within epochs."""
+LONG = ("train.max_steps=80", "train.save_steps=10", "train.logging_steps=10")
+"""For the micro recipe: ten epochs of eight steps; checkpoints fall within epochs."""
 TORCHRUN = (
     sys.executable,
     "-m",
@@ -50,7 +50,7 @@ def assert_a_kill_changes_nothing(folder: Path, *arguments: str) -> None:
         *arguments: Arguments of `neuron-sum train` other than LONG and --output.
     """
     process = start(folder, *arguments, *LONG, "--output", "killed")
-    wait_for(folder / "killed" / "checkpoints" / "checkpoint-30" / "complete", process)
+    wait_for(folder / "killed" / "checkpoints" / "checkpoint-20" / "complete", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
