@@ -195,7 +195,7 @@ def server(
     djl_serving: Path, section_run: Path, lora_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalServer]:
     """A model with sections, and one that merges long dialogues."""
-    folder, limits = tmp_path_factory.mktemp("served"), ServeConfig(deadline_s=6)
+    folder, limits = tmp_path_factory.mktemp("served"), ServeConfig(deadline_s=3)
     artifacts = {
         "sections": compiled(section_run, folder / "artifact", "compile.num_beams=[1,2]"),
         "merging": with_data(lora_artifact, folder / "merging-artifact", long="merge"),
