@@ -213,12 +213,13 @@ class CpuTarget:
         self, model: StaticModel, graph: GraphFile, weights: Mapping[str, Tensor] | None, path: Path
     ) -> None:
         """See `Target`."""
+        # One C++ compiler, because several processes like this one run; before the import, which would start a pool.
+        torch._inductor.config.compile_threads = 1
         from compile.targets import attention_kernel, row_kernel  # import most of Inductor
 
         attention_kernel.register()
         row_kernel.register()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
-        torch._inductor.config.compile_threads = 1  # one C++ compiler, because several processes like this one run
         module: EncodeGraph | StepGraph = graph_module(model, graph)
         lengths: dict[str, Any] | None = None
         if graph.kind == "encode" and graph.source_len > SOURCE_STEP:
