@@ -38,6 +38,8 @@ this machine's CPU and compared with the others, and summarizes a conversation o
 packaged as for SageMaker and served by a real DJL Serving, which answers a request."""
 EXAMPLES, EVALUATED = 256, 48
 """Number of training dialogues and of test dialogues, so that the demo takes less than ten minutes on two cores."""
+BASE_EPOCHS, EPOCHS = "train.num_train_epochs=6", "train.num_train_epochs=5"
+"""The tiny recipes have ten, with which LoRA adds 37 points of ROUGE-1 instead of 34."""
 METHODS = {"lora": "tiny-lora", "full": "tiny-full", "prompt-tuning": "tiny-prompt-tuning"}
 
 
@@ -94,11 +96,11 @@ def _train_tiny(folder: Path) -> list[str]:
     """Trains a tiny base model, and from it one run with each method; returns the runs."""
     base = folder / "base"
     console.note(TINY)
-    _run("train", "tiny-base", "--output", str(base), "--overwrite")
+    _run("train", "tiny-base", BASE_EPOCHS, "--output", str(base), "--overwrite")
     tuned_base = f"model.name_or_path={base / 'checkpoint'}"
     _run_together(
         [
-            ("train", recipe, tuned_base, "--output", str(folder / name), "--overwrite")
+            ("train", recipe, tuned_base, EPOCHS, "--output", str(folder / name), "--overwrite")
             for name, recipe in METHODS.items()
         ]
     )
