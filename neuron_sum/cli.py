@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from neuron_sum import __version__, console
 from neuron_sum.command_group import CommandGroup
-from neuron_sum.errors import Interrupted, known_cause, redacted
+from neuron_sum.errors import Interrupted, PlatformError, known_cause, redacted
 from neuron_sum.platform import threads
 
 COMMAND_GROUP = "neuron_sum.commands"
@@ -158,6 +158,12 @@ def _load(point: EntryPoint) -> Any:
             (name, EntryPoint(name, value, point.group)) for name, value in loaded.commands.items()
         )
         return group
+    if not inspect.isfunction(loaded):
+        distribution = f" or uninstall {point.dist.name}" if point.dist else ""
+        raise PlatformError(
+            f"the command {point.name} is neither a function nor a CommandGroup: {point.value}",
+            f"correct the entry point{distribution}",
+        )
     app = typer.Typer(add_completion=False)
     app.command(name=point.name)(_command(loaded))
     return typer.main.get_command(app)

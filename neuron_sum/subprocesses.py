@@ -1,8 +1,10 @@
 """Commands that end together with the process that starts them."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 
@@ -10,10 +12,19 @@ def ending_with_parent(command: Sequence[str], signal: Literal["TERM", "KILL"] =
     """The command, changed so that Linux sends it a signal when the thread that starts it ends, also after SIGKILL.
 
     Args:
-        command: The program and its arguments. Without util-linux's `setpriv`, as on macOS, it is returned unchanged.
+        command: The program and its arguments. It is returned unchanged if util-linux's `setpriv` is missing, as on
+            macOS, or too old.
         signal: KILL for programs that may not react to SIGTERM, or not soon.
     """
-    return [*(["setpriv", "--pdeathsig", signal] if shutil.which("setpriv") else []), *command]
+    return [*(["setpriv", "--pdeathsig", signal] if has_option() else []), *command]
+
+
+@cache
+def has_option() -> bool:
+    """Whether this machine has a `setpriv` that can set the signal."""
+    if shutil.which("setpriv") is None:
+        return False
+    return subprocess.run(["setpriv", "--pdeathsig", "TERM", "true"], capture_output=True, check=False).returncode == 0
 
 
 def cli_command(*arguments: str) -> list[str]:

@@ -7,16 +7,14 @@ from torch import Tensor
 
 from compile.graphs.kv_cache import MASKED
 from compile.graphs.layers import Memory
-from neuron_sum.platform import cpu
 
 UNREAD = MASKED / 2
 """Positions with a bias up to this value are not read, and have the weight 0."""
 
 
-def is_compiled(*, floats: bool) -> bool:
-    """Whether this CPU has the instructions of the kernel, for keys and values in float32 or else in bfloat16."""
-    has_registers = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return has_registers and (floats or "avx512_bf16" in cpu.flags())
+def is_compiled() -> bool:
+    """Whether this CPU has the instructions of the kernel."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def attend(query: Tensor, memories: Sequence[Memory]) -> Tensor:

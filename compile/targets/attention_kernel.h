@@ -27,29 +27,32 @@ struct Memory {
   int64_t length, bias_rows, bias_of_example, bias_of_head;
 };
 
-// The sums of keys and values in their type. Factor is the type of a query's and a weight's values.
-template <typename Type, int64_t width>
-struct Rows;
+inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
 
-template <int64_t width>
-struct Rows<float, width> {
+inline __m512 load(const at::BFloat16* from) {
+  const auto bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+
+// The sums of keys and values. Factor is the type of a query's and a weight's values.
+template <typename Type, int64_t width>
+struct Rows {
   using Factor = float;
   static constexpr int64_t registers = width / 16, step = 1;
 
   static void convert(__m512 from, float* to) { _mm512_storeu_ps(to, from); }
 
-  static __m512 product(const float* query, const float* key) {
-    __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(query), _mm512_loadu_ps(key));
-    for (int64_t at = 16; at < width; at += 16)
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(query + at), _mm512_loadu_ps(key + at), sum);
+  static __m512 product(const float* query, const Type* key) {
+    __m512 sum = _mm512_mul_ps(load(query), load(key));
+    for (int64_t at = 16; at < width; at += 16) sum = _mm512_fmadd_ps(load(query + at), load(key + at), sum);
     return sum;
   }
 
   struct Values {
     __m512 parts[registers];
 
-    Values(const float* row, const float*) {
-      for (int64_t i = 0; i < registers; i++) parts[i] = _mm512_loadu_ps(row + 16 * i);
+    Values(const Type* row, const Type*) {
+      for (int64_t i = 0; i < registers; i++) parts[i] = load(row + 16 * i);
     }
 
     void add(const float* weight, __m512 (&sums)[registers]) const {
@@ -70,7 +73,7 @@ struct Rows<at::BFloat16, width> {
   using Factor = at::BFloat16;
   static constexpr int64_t registers = width / 16, step = 2;
 
-  static __m512bh load(const at::BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+  static __m512bh pairs(const at::BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
 
   static void convert(__m512 from, at::BFloat16* to) {
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(from));
@@ -78,7 +81,7 @@ struct Rows<at::BFloat16, width> {
 
   static __m512 product(const at::BFloat16* query, const at::BFloat16* key) {
     __m512 sum = _mm512_setzero_ps();
-    for (int64_t at = 0; at < width; at += 32) sum = _mm512_dpbf16_ps(sum, load(query + at), load(key + at));
+    for (int64_t at = 0; at < width; at += 32) sum = _mm512_dpbf16_ps(sum, pairs(query + at), pairs(key + at));
     return sum;
   }
 

@@ -13,12 +13,13 @@ import torch
 from compile.targets import cpp_kernel
 from compile.targets.attention import UNREAD
 
+HEADER = Path(__file__).with_suffix(".h").read_text(encoding="utf-8")
+
 
 def register() -> None:
     """Lets Inductor compile `attention.attention` with this kernel instead of calling its Python function."""
-    header = Path(__file__).with_suffix(".h").read_text(encoding="utf-8")
     operator = torch.ops.neuron_sum.attention.default
-    cpp_kernel.register(operator, header, _call, lambda inputs: inputs["query"].get_size())
+    cpp_kernel.register(operator, HEADER, _call, lambda inputs: inputs["query"].get_size())
 
 
 def _call(kernel: Any, inputs: Mapping[str, Any]) -> str:

@@ -172,8 +172,7 @@ class CpuTarget:
 
     def graph_options(self) -> dict[str, Any]:
         """See `Target`."""
-        kv_dtype = self.settings.kv_dtype or self.settings.dtype
-        attend = attention.attend if attention.is_compiled(floats=kv_dtype == "fp32") else None
+        attend = attention.attend if attention.is_compiled() else None
         return {"linear": LINEARS[self.settings.dtype], "write": write_column, "attend": attend}
 
     def identity(self) -> dict[str, Any]:
@@ -196,7 +195,7 @@ class CpuTarget:
 
     def seconds(self, layers: int, graphs: int) -> float | None:
         """See `Target`; docs/compile.md has the measured times."""
-        return 15 + graphs * (6 + 1.3 * layers) if graphs else 0.0
+        return 10 + graphs * (6 + 1.3 * layers) if graphs else 0.0
 
     def memory_advice(self) -> str:
         """See `Target`."""

@@ -106,14 +106,15 @@ def _model(recipe: "Recipe", dataset: "Dataset") -> "tuple[Recipe, Tokenizer, bo
     from neuron_sum.models.chat import render_chat, token_warnings
     from neuron_sum.recipes.schema import TrainedTokenizer
 
-    if recipe.model.config is not None and isinstance(recipe.model.tokenizer, TrainedTokenizer):
+    settings, needs_chat = recipe.model.tokenizer, recipe.prompt.needs_tokenizer
+    if recipe.model.config is not None and isinstance(settings, TrainedTokenizer) and not needs_chat:
         # This needs no transformers, whose import takes seconds.
         from neuron_sum.models.checkpoint import read_inline
         from neuron_sum.models.families import check_family
         from neuron_sum.models.trained_tokenizer import WordTokenizer, train_tokenizer
 
         decoder_only = check_family(*read_inline(recipe.model)).decoder_only
-        size = recipe.model.tokenizer.vocab_size
+        size = settings.vocab_size
         words = WordTokenizer(train_tokenizer(dataset.training_texts(), size, decoder_only=decoder_only))
         _warn(token_warnings(recipe.prompt.resolve(), words, None))
         return recipe, words, decoder_only

@@ -59,18 +59,29 @@ def test_a_query_whose_positions_are_masked_has_zeros() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "queries", "lengths", "biases"),
+    ("dtype", "pairs", "queries", "lengths", "biases"),
     [
-        pytest.param(torch.float32, 3, [33, 7], [(2, 1, 1), (2, 3, 3)], id="fp32, two memories"),
-        pytest.param(torch.bfloat16, 9, [5, 64], [(1, 1, 1), (2, 1, 3)], id="bf16, two memories"),
-        pytest.param(torch.bfloat16, 38, [19], [(2, 1, 19)], id="bf16, a prompt"),
+        pytest.param(torch.float32, True, 3, [33, 7], [(2, 1, 1), (2, 3, 3)], id="fp32, two memories"),
+        pytest.param(torch.bfloat16, True, 9, [5, 64], [(1, 1, 1), (2, 1, 3)], id="bf16, two memories"),
+        pytest.param(torch.bfloat16, True, 38, [19], [(2, 1, 19)], id="bf16, a prompt"),
+        pytest.param(torch.bfloat16, False, 38, [19], [(2, 1, 19)], id="bf16 without its instructions"),
     ],
 )
 def test_the_kernel_computes_the_definition(
-    tmp_path: Path, dtype: torch.dtype, queries: int, lengths: list[int], biases: list[tuple[int, ...]]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    pairs: bool,
+    queries: int,
+    lengths: list[int],
+    biases: list[tuple[int, ...]],
 ) -> None:
-    if not attention.is_compiled(floats=dtype == torch.float32):
+    if not attention.is_compiled():
         pytest.skip("this CPU lacks the instructions")
+    if not pairs:
+        header = attention_kernel.HEADER.replace("#ifdef __AVX512BF16__", "#if false")
+        assert header != attention_kernel.HEADER
+        monkeypatch.setattr(attention_kernel, "HEADER", header)
     torch.manual_seed(0)
     attention_kernel.register()
     module, compiled = Attention(GraphOptions(attend=attention.attend)), None

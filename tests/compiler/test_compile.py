@@ -162,26 +162,27 @@ def test_the_rounding_of_an_evaluated_dialogue_depends_on_no_other(
 
     def observed(*arguments: Any) -> Candidates:
         found = step(*arguments)
-        seen.append(np.array(found.all_logits()[0]))
+        seen.append(np.array(found.all_logits()))
         return found
 
     monkeypatch.setattr(rolling.RollingSession, "step", observed)
     settings = GenerateConfig(max_new_tokens=8, min_new_tokens=8)
 
-    def logits(*beside: int, independent: bool) -> NDArray[np.float32]:
-        """The logits of a prompt in each step, next to prompts of these lengths."""
+    def logits(*lengths: int, row: int = 0, independent: bool = True) -> NDArray[np.float32]:
+        """The logits of the prompt in a row in each step, next to prompts of the other lengths."""
         batch = generator.roll(settings, independent=independent)
         assert batch is not None
         seen.clear()
-        for length in (20, *beside):
+        for length in lengths:
             batch.join([list(range(5, 5 + length))], [None])
         while batch.running:
             batch.step()
-        return np.stack(seen)
+        return np.stack([rows[row] for rows in seen])
 
     for independent in (True, False):
-        alone, beside = logits(independent=independent), logits(25, 40, 9, independent=independent)
+        alone, beside = (logits(*lengths, independent=independent) for lengths in ((20,), (20, 25, 40, 9)))
         assert np.array_equal(alone, beside) == independent
+    assert np.array_equal(logits(20), logits(25, 40, 9, 20, row=3))
 
 
 def first_logits_error(artifact: Artifact, model: torch.nn.Module) -> float:

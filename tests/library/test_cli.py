@@ -1,6 +1,7 @@
 """The command line from a user's view: wrong commands, exit codes, output, and the commands of the docs."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -164,6 +165,19 @@ def test_json_is_one_document_on_standard_output(neuron_sum: CommandLine, micro:
     again = neuron_sum("train", str(micro), "--output", "run", "--json")
     assert again.returncode == 8
     assert again.stdout == ""
+
+
+def test_a_wrong_entry_point_of_another_package_is_named(tmp_path: Path) -> None:
+    package = tmp_path / "plug-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[neuron_sum.commands]\ntools = typer:Typer\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "neuron_sum", "tools"]
+    made = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 13
+    assert "tools is neither a function nor a CommandGroup: typer:Typer" in made.stderr
+    assert "uninstall plug" in made.stderr
 
 
 def test_recipe_commands(neuron_sum: CommandLine) -> None:

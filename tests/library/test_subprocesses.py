@@ -11,6 +11,8 @@ import psutil
 import pytest
 from micro_models import ROOT
 
+from neuron_sum import subprocesses
+
 START_LIMIT_S = 120
 
 
@@ -41,3 +43,16 @@ def test_a_killed_process_leaves_no_commands_running(tmp_path: Path, statement: 
                 process.kill()
         assert len(commands) == count
         assert not psutil.wait_procs(commands, timeout=20)[1]
+
+
+@pytest.mark.parametrize(("code", "prefixed"), [(0, True), (1, False)])
+def test_an_old_setpriv_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, prefixed: bool) -> None:
+    tool = tmp_path / "setpriv"
+    tool.write_text(f"#!/bin/sh\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    subprocesses.has_option.cache_clear()
+    try:
+        assert (subprocesses.ending_with_parent(["true"])[0] == "setpriv") == prefixed
+    finally:
+        subprocesses.has_option.cache_clear()
