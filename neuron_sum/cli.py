@@ -60,13 +60,13 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Print the traceback 
 
 
 class Commands(UserDict[str, Any]):
-    """Commands of click by name, in the order of `--help`: entry points until they are looked up."""
+    """Commands of click by name, in the order of `--help`: functions that load them once."""
+
+    def __init__(self, points: Iterable[EntryPoint]) -> None:
+        super().__init__((point.name, functools.cache(functools.partial(_load, point))) for point in points)
 
     def __getitem__(self, name: str) -> Any:
-        found = super().__getitem__(name)
-        if isinstance(found, EntryPoint):
-            found = self[name] = _load(found)
-        return found
+        return super().__getitem__(name)()
 
 
 class LazyGroup(TyperGroup):
@@ -88,7 +88,7 @@ class PipelineGroup(TyperGroup):
         super().__init__(**options)
         points = sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name)
         points.sort(key=lambda point: ORDER.index(point.name) if point.name in ORDER else len(ORDER))
-        self.commands = Commands((point.name, point) for point in points)
+        self.commands = Commands(points)
 
     def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
         """Runs a command line and exits with its code; usage errors are printed as all other errors."""
@@ -154,9 +154,7 @@ def _load(point: EntryPoint) -> Any:
     if isinstance(loaded, CommandGroup):
         group = LazyGroup(name=point.name, help=loaded.help, no_args_is_help=True)
         group.default = loaded.default
-        group.commands = Commands(
-            (name, EntryPoint(name, value, point.group)) for name, value in loaded.commands.items()
-        )
+        group.commands = Commands(EntryPoint(name, value, point.group) for name, value in loaded.commands.items())
         return group
     if not inspect.isfunction(loaded):
         distribution = f" or uninstall {point.dist.name}" if point.dist else ""

@@ -180,6 +180,12 @@ def test_a_wrong_entry_point_of_another_package_is_named(tmp_path: Path) -> None
     assert "uninstall plug" in made.stderr
 
 
+def test_entry_points_of_the_backport_are_commands() -> None:
+    """MLflow imports importlib_metadata, whose classes `importlib.metadata.entry_points` then returns."""
+    pytest.importorskip("importlib_metadata")
+    assert in_process("recipes", "list").exit_code == 0
+
+
 def test_recipe_commands(neuron_sum: CommandLine) -> None:
     assert set(json.loads(neuron_sum("recipes", "list", "--json").stdout)) == set(shipped_recipes())
     shown = neuron_sum("recipes", "show", "tiny-lora", "train.max_steps=5")
