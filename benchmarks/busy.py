@@ -184,7 +184,7 @@ def serve(prepared: Prepared, environment: Mapping[str, str], output: Path) -> f
             url = json.loads("".join(document))["url"]
             started = time.perf_counter()
             for _ in range(REQUESTS):
-                httpx.post(url, json={"inputs": DIALOGUE}, timeout=600).raise_for_status()
+                httpx.post(f"{url}/invocations", json={"inputs": DIALOGUE}, timeout=600).raise_for_status()
             return time.perf_counter() - started
         finally:
             server.terminate()
