@@ -16,7 +16,6 @@ Prints medians and the cores that other processes used at the start.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -34,7 +33,7 @@ from rich.progress import track
 from neuron_sum import console, files
 from neuron_sum.demo import DIALOGUE
 from neuron_sum.platform import threads
-from neuron_sum.subprocesses import cli_command
+from neuron_sum.subprocesses import cli_command, printed_document
 
 SETTINGS = {
     "chosen": {},
@@ -176,15 +175,11 @@ def serve(prepared: Prepared, environment: Mapping[str, str], output: Path) -> f
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            document = []
-            for line in server.stdout:
-                document.append(line)
-                if line == "}\n":
-                    break
-            url = json.loads("".join(document))["url"]
+            if (document := printed_document(server.stdout)) is None:
+                raise SystemExit("the server did not start")
             started = time.perf_counter()
             for _ in range(REQUESTS):
-                httpx.post(f"{url}/invocations", json={"inputs": DIALOGUE}, timeout=600).raise_for_status()
+                httpx.post(f"{document['url']}/invocations", json={"inputs": DIALOGUE}, timeout=600).raise_for_status()
             return time.perf_counter() - started
         finally:
             server.terminate()

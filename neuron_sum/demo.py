@@ -1,6 +1,5 @@
 """The command `neuron-sum demo`: runs every stage on this machine with the commands that a user would type."""
 
-import json
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from neuron_sum import console
 from neuron_sum.console import command, quote
 from neuron_sum.errors import NeuronSumError
 from neuron_sum.platform import threads
-from neuron_sum.subprocesses import cli_command, ending_with_parent
+from neuron_sum.subprocesses import cli_command, ending_with_parent, printed_document
 
 DIALOGUE = """\
 #Person1#: The meeting is at ten, not at nine.
@@ -150,14 +149,9 @@ def _serve(archive: Path) -> bool:
     with subprocess.Popen(cli_command(*arguments, "--json"), stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            document = []
-            for line in server.stdout:
-                document.append(line)
-                if line == "}\n":
-                    break
-            else:
+            if (document := printed_document(server.stdout)) is None:
                 raise NeuronSumError("the demo's server did not start", f"run `neuron-sum {shlex.join(arguments)}`")
-            _run("request", json.loads("".join(document))["url"], stdin=DIALOGUE)
+            _run("request", document["url"], stdin=DIALOGUE)
         finally:
             server.terminate()  # not SIGINT, which children of a shell's `make demo &` ignore
     return True

@@ -1,11 +1,12 @@
-"""Commands that end together with the process that starts them."""
+"""Commands that end together with the process that starts them, and what they print."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import IO, Any, Literal
 
 
 def ending_with_parent(command: Sequence[str], signal: Literal["TERM", "KILL"] = "TERM") -> list[str]:
@@ -30,3 +31,14 @@ def has_option() -> bool:
 def cli_command(*arguments: str) -> list[str]:
     """A command of `neuron-sum` as a subprocess that ends with this process."""
     return ending_with_parent([sys.executable, "-m", "neuron_sum", *arguments])
+
+
+def printed_document(output: IO[str]) -> dict[str, Any] | None:
+    """The JSON document of a command that goes on running, such as `serve --json`; None if it ends without one."""
+    lines = []
+    for line in output:
+        lines.append(line)
+        if line == "}\n":
+            document: dict[str, Any] = json.loads("".join(lines))
+            return document
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from neuron_sum import console
 from neuron_sum.errors import AwsError
-from neuron_sum.subprocesses import cli_command
+from neuron_sum.subprocesses import cli_command, printed_document
 
 MARK = "NEURON_SUM_STARTED_IN"
 """Environment variable of all processes started here, with the rehearsal's folder; it identifies leftover processes."""
@@ -84,15 +84,10 @@ def server(model: Path, folder: Path) -> Iterator[str]:
     ):
         try:
             assert process.stdout is not None  # stdout is a pipe
-            printed = ""
-            for line in process.stdout:
-                printed += line
-                if line == "}\n":
-                    break
-            else:
+            if (document := printed_document(process.stdout)) is None:
                 message, hint = error_in(log.read_text(encoding="utf-8"))
                 raise AwsError(f"the server failed to start: {message}", hint)
-            yield str(json.loads(printed)["url"])
+            yield str(document["url"])
         finally:
             process.send_signal(signal.SIGTERM)
             try:

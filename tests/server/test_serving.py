@@ -26,6 +26,7 @@ from neuron_sum.errors import ServerError
 from neuron_sum.evaluation.generate import summarize_all
 from neuron_sum.recipes.schema import DataConfig
 from neuron_sum.runtimes.load import load_generator
+from neuron_sum.subprocesses import printed_document
 from serving import package, properties
 from serving.local import LocalServer, Model, java_options
 
@@ -398,12 +399,9 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
     )
     try:
         assert process.stdout is not None
-        shown = []
-        for line in process.stdout:
-            shown.append(line)
-            if line == "}\n":
-                break
-        url = json.loads("".join(shown))["url"]
+        document = printed_document(process.stdout)
+        assert document is not None
+        url = document["url"]
         assert url.startswith("http://127.0.0.1:")
         assert httpx.post(f"{url}/invocations", json={"inputs": DIALOGUE}, timeout=60).status_code == 200
         taken = subprocess.run(
