@@ -44,7 +44,7 @@ SOURCE_STEP = 32
 INDUCTOR = {
     "aot_inductor.package_constants_in_so": False,  # weights.safetensors holds them, once for all graphs
     "always_keep_tensor_constants": True,  # no literals for small tensors, because another checkpoint has other values
-    "epilogue_fusion": False,  # row_kernel.py stores its result itself
+    "epilogue_fusion": False,  # the kernels store their results themselves
     "cpp.vec_isa_ok": True,  # without probes of the C++ compiler, which take 6 s; `check` knows the CPU's instructions
     "cpp.dynamic_threads": True,  # the number of threads of the machine it runs on, not of the one that compiled it
 }

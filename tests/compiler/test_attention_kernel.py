@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import kernel_source
 from torch import Tensor, nn
 
 from compile.graphs.kv_cache import MASKED
@@ -96,5 +97,6 @@ def test_the_kernel_computes_the_definition(
                 exported = torch.export.export(module, inputs, strict=False)
                 path = str(tmp_path / "attention.pt2")
                 torch._inductor.aoti_compile_and_package(exported, package_path=path, inductor_configs=INDUCTOR)
+                assert "neuron_sum::attend<" in kernel_source(Path(path))
                 compiled = torch._inductor.aoti_load_package(path)
             assert error(compiled(*inputs), module(*inputs)) < (1e-5 if dtype == torch.float32 else 0.02)

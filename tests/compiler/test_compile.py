@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from artifacts import assert_adapters_are_swapped_under_load, expected_by_adapter, prompts_of
+from artifacts import assert_adapters_are_swapped_under_load, expected_by_adapter, kernel_source, prompts_of
 from in_process import neuron_sum as in_process
 from micro_models import LLAMA_CONFIG, LORA_SHAPE, MICRO, SHAPE, compiled
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from safetensors import safe_open
 from compile.exporters.own import build, make_plan
 from compile.graphs.layers import GraphOptions
 from compile.source import open_source
+from compile.targets import attention
 from compile.targets import cpu as cpu_target
 from compile.verify import verify
 from neuron_sum.artifact import Artifact, open_artifact
@@ -47,18 +48,19 @@ CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def qwen3_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With biases: its graphs contain all that those of a Llama do, and more."""
-    folder = tmp_path_factory.mktemp("qwen3")
-    (folder / "micro.yaml").write_text(MICRO)
-    config = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 16, "attention_bias": True}
-    recipe = load_recipe(
-        str(folder / "micro.yaml"),
-        [f"model.config={json.dumps(config)}", "prompt.preset=tinyllama-chat", "train.max_steps=40"],
-    )
-    train(recipe, folder / "run")
-    return folder / "run"
+QWEN3 = {**LLAMA_CONFIG, "model_type": "qwen3", "head_dim": 32, "attention_bias": True}
+"""With biases: its graphs contain all that those of a Llama do, and more."""
+WIDE = {"t5": "model.config.d_kv=32", "qwen3": f"model.config={json.dumps(QWEN3)}"}
+"""Changes of the micro recipe, for heads that are wide enough for the attention kernel."""
+
+
+@pytest.fixture
+def wide_run(family: str, tmp_path: Path) -> Path:
+    (tmp_path / "micro.yaml").write_text(MICRO)
+    prompt = ["prompt.preset=tinyllama-chat"] if family == "qwen3" else []
+    recipe = load_recipe(str(tmp_path / "micro.yaml"), [WIDE[family], *prompt, "train.max_steps=40"])
+    train(recipe, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -112,12 +114,15 @@ def test_adapters_of_a_compiled_artifact_are_swapped_under_load(
     assert_adapters_are_swapped_under_load(lora_artifact, micro_lora_run, tmp_path)
 
 
-def test_a_compiled_qwen3_generates_the_tokens_of_transformers(qwen3_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", WIDE)
+def test_the_attention_kernel_generates_the_tokens_of_transformers(family: str, wide_run: Path, tmp_path: Path) -> None:
     """Also by several greedy steps per call."""
-    artifact = compiled(qwen3_run, tmp_path / "qwen3", "compile.num_beams=[1,4]", "compile.greedy_steps=3")
+    artifact = compiled(wide_run, tmp_path / family, "compile.num_beams=[1,4]", "compile.greedy_steps=3")
     assert artifact.manifest.greedy_steps == 3
-    model, tokenizer = load_trained(open_run(qwen3_run))
-    prompts, generator = prompts_of(artifact, qwen3_run), load_generator(artifact)[0]
+    for graph in artifact.manifest.graphs:
+        assert ("neuron_sum::attend<" in kernel_source(artifact.path / graph.file)) == attention.is_compiled()
+    model, tokenizer = load_trained(open_run(wide_run))
+    prompts, generator = prompts_of(artifact, wide_run), load_generator(artifact)[0]
     for num_beams in (1, 4):
         asked = GenerateConfig(max_new_tokens=12, num_beams=num_beams)
         expected = TransformersGenerator(model, tokenizer, 8).generate(prompts, asked)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import kernel_source
 from torch import Tensor, nn
 
 from compile.targets import one_row, row_kernel
@@ -49,6 +50,7 @@ def test_the_kernel_computes_the_definition(tmp_path: Path, outputs: int, width:
         exported = torch.export.export(product, (inputs,), strict=False)
         path = str(tmp_path / "product.pt2")
         torch._inductor.aoti_compile_and_package(exported, package_path=path, inductor_configs=INDUCTOR)
+        assert "neuron_sum::multiply_row<" in kernel_source(Path(path))
         graph = torch._inductor.aoti_load_package(path)
         for weight in (product.weight, torch.full_like(product.weight, 127), torch.full_like(product.weight, -127)):
             product.weight.data = weight.data

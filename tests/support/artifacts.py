@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,3 +111,10 @@ def with_data(artifact: Artifact, folder: Path, **settings: Any) -> Artifact:
     (folder / RECIPE).write_text(artifact.recipe.model_copy(update={"data": data}).to_yaml())
     write_manifest(folder, artifact.manifest.model_copy(update={"files": hash_files(folder)}))
     return open_artifact(folder)
+
+
+def kernel_source(package: Path) -> str:
+    """The C++ kernels of a graph for the CPU."""
+    with zipfile.ZipFile(package) as members:
+        [name] = [name for name in members.namelist() if name.endswith(".kernel.cpp")]
+        return members.read(name).decode()
