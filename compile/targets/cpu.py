@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -227,7 +228,7 @@ class CpuTarget:
             lengths = {"input_ids": source, "attention_mask": source, "slot": None}
         inputs = module.example_inputs(graph)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _without_cuda():
                 exported = torch.export.export(module, inputs, dynamic_shapes=lengths, strict=False)
                 torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
             with zipfile.ZipFile(path, "a") as package:
@@ -261,6 +262,23 @@ def compiler_version() -> str:
     if shutil.which(command) is None:
         raise CompileError(f"no C++ compiler: {command} is not installed", "run `apt-get install g++` (Debian, Ubuntu)")
     return subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+@contextmanager
+def _without_cuda() -> Iterator[None]:
+    """Link graphs with the library that the runtime loads, without libtorch.so, which Inductor names as well."""
+    from torch._inductor import cpp_builder
+
+    def related(*arguments: Any, **options: Any) -> tuple[list[str], list[str], list[str]]:
+        include, folders, libraries = original(*arguments, **options)
+        return include, folders, [name for name in libraries if name != "torch"]
+
+    original = cpp_builder._get_torch_related_args
+    cpp_builder._get_torch_related_args = related
+    try:
+        yield
+    finally:
+        cpp_builder._get_torch_related_args = original
 
 
 def _command() -> str:

@@ -27,6 +27,9 @@ from neuron_sum.errors import ArtifactError, PlatformError
 CONSTANTS = "constants.so"
 """The file in a package that calls its model with the constants in a C++ map; see compile/targets/cpu.py."""
 
+LIBRARY = "libtorch_cpu.so"
+"""The part of torch that graphs for a CPU use. libtorch.so also loads the part for CUDA, which takes as long again."""
+
 DTYPES = {
     np.dtype(ours): theirs
     for ours, theirs in (
@@ -89,13 +92,13 @@ def library() -> ctypes.CDLL:
     """
     spec = importlib.util.find_spec("torch")
     try:
-        return _declared(ctypes.CDLL(str(_path(spec)) if spec else "libtorch.so"), ARGUMENTS)
+        return _declared(ctypes.CDLL(str(_path(spec)) if spec else LIBRARY), ARGUMENTS)
     except OSError as error:
         raise PlatformError(f"torch cannot be loaded: {error}", "run `neuron-sum doctor`") from error
 
 
 def _path(spec: Any) -> Path:
-    return Path(spec.submodule_search_locations[0], "lib", "libtorch.so")
+    return Path(spec.submodule_search_locations[0], "lib", LIBRARY)
 
 
 def _declared(opened: ctypes.CDLL, functions: Mapping[str, tuple[Any, ...]]) -> ctypes.CDLL:

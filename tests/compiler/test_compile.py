@@ -156,6 +156,22 @@ def test_bf16_and_int8_are_stored_in_that_type_and_verified(
     assert recorded.checks[0].rouge_difference.keys() == {"ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"}
 
 
+def test_an_answer_needs_neither_cuda_nor_torchs_python_modules(micro_run: Path, tmp_path: Path) -> None:
+    """Each would take longer to load than the rest of torch."""
+    if lacking := cpu.missing("int8"):
+        pytest.skip(f"this CPU has no {lacking}")
+    artifact = compiled(micro_run, tmp_path / "int8", "compile.dtype=int8", "compile.batch_sizes=[1]")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from neuron_sum import Summarizer\n"
+        f"Summarizer({str(artifact.path)!r}).summarize(['Ann: Hi Bob.'])\n"
+        "print('libtorch_cuda' in Path('/proc/self/maps').read_text(), 'torch' in sys.modules)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.splitlines()[-1] == "False False"
+
+
 def test_the_rounding_of_an_evaluated_dialogue_depends_on_no_other(
     micro_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
