@@ -128,7 +128,7 @@ def _answer(stream: TextIO, answer: dict[str, Any]) -> None:
 
 
 def _neuron_sum(job: Job, *, dtype: str) -> Generate:
-    """An artifact of `neuron-sum compile`, loaded as in evaluation and serving, with every file's hash checked.
+    """An artifact of `neuron-sum compile`, loaded as in serving, with every file's hash checked.
 
     Args:
         job: The checkpoint, the artifact's folder, the batch and the threads; OMP_NUM_THREADS equals the threads.
@@ -137,8 +137,10 @@ def _neuron_sum(job: Job, *, dtype: str) -> Generate:
     Returns:
         A function that generates greedily, without an earlier end of sequence.
     """
+    from neuron_sum.platform import memory
     from neuron_sum.runtimes.native import preload
 
+    memory.keep_freed()
     preload()
     from neuron_sum.artifact import open_artifact
     from neuron_sum.recipes.schema import GenerateConfig

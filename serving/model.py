@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from djl_python import Input, Output
 
 from neuron_sum.errors import NeuronSumError
+from neuron_sum.platform import memory
 from serving import properties
 from serving.schema import EVENTS, ServiceError, wants_events
 from serving.worker import Worker
@@ -39,6 +40,7 @@ def _start() -> "Future[Service]":
     worker = Worker(Path.cwd(), sys.argv[sys.argv.index("--sock-name") + 1])
     if not worker.is_wanted():
         sys.exit("the model was unloaded")
+    memory.keep_freed()
     loaded: Future[Service] = Future()
     threading.Thread(target=_load, args=(worker, loaded), name="load", daemon=True).start()
     try:
