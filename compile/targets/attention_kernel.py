@@ -13,7 +13,8 @@ import torch
 from compile.targets import cpp_kernel
 from compile.targets.attention import UNREAD
 
-HEADER = Path(__file__).with_suffix(".h").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parent
+HEADER = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("registers.h", "attention_kernel.h"))
 
 
 def register() -> None:

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 from compile.graphs.kv_cache import write_column
 from compile.graphs.layers import Linear, frozen
 from compile.graphs.static import EncodeGraph, ShortEncodeGraph, StaticModel, StepGraph, graph_module
-from compile.targets import attention, one_row
+from compile.targets import attention, few_rows
 from neuron_sum import console
 from neuron_sum.artifact import Dtype, GraphFile
 from neuron_sum.errors import CompileError, ResourceError
@@ -67,10 +67,10 @@ of torch 2.8 that sets constants, which takes a C++ map."""
 
 
 class FloatLinear(Linear):
-    """fp32 or bf16: a fused sum over the plain weight for one row, oneDNN's product with the packed one for several.
+    """fp32 or bf16: for a few rows the plain weight, for more oneDNN's product with the packed one.
 
-    For one row, oneDNN reads a weight at about half the speed of the loop that Inductor writes (docs/performance.md).
-    The packed form is created on loading, and only if a graph needs it.
+    For one row in fp32, oneDNN reads a weight at about half the speed of the loop that Inductor writes
+    (docs/performance.md). The packed form is created on loading, and only if a graph needs it.
     """
 
     def make_weight(self) -> None:
@@ -80,16 +80,19 @@ class FloatLinear(Linear):
 
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
-        if _is_one_row(inputs):
-            return (self.weight * _materialized(inputs.reshape(1, -1))).sum(-1).view(*inputs.shape[:-1], -1)
+        rows = inputs.reshape(-1, self.in_features)
+        if few_rows.are_faster(rows.shape[0], self.in_features, self.dtype):
+            return few_rows.multiply(rows, self.weight).view(*inputs.shape[:-1], -1)
+        if rows.shape[0] == 1:
+            return (self.weight * _materialized(rows)).sum(-1).view(*inputs.shape[:-1], -1)
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
         return outputs
 
 
 class Int8Linear(Linear):
-    """int8 weights with a scale per output; for several rows, activations are quantised per row at run time.
+    """int8 weights with a scale per output; activations are quantised at run time.
 
-    Weights are symmetric, activations unsigned around `ZERO_POINT`. One row is a sum over unquantised activations.
+    Weights are symmetric; oneDNN's activations are unsigned around `ZERO_POINT`, with a scale per row.
     """
 
     scale: Tensor
@@ -108,10 +111,10 @@ class Int8Linear(Linear):
 
     def product(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
-        if _is_one_row(inputs):
-            row = _materialized(inputs.reshape(1, -1)).flatten()
-            return (one_row.multiply(row, self.weight) * self.scale).view(*inputs.shape[:-1], -1)
-        rows = _materialized(inputs.reshape(-1, self.in_features))
+        rows = inputs.reshape(-1, self.in_features)
+        if few_rows.are_faster(rows.shape[0], self.in_features, torch.int8):
+            return (few_rows.multiply(rows, self.weight) * self.scale).view(*inputs.shape[:-1], -1)
+        rows = _materialized(rows)
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
         quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
         unit, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
@@ -120,10 +123,6 @@ class Int8Linear(Linear):
             quantised, unit, point, self.packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return (products * (largest / INT8_MAX)).view(*inputs.shape[:-1], self.out_features)
-
-
-def _is_one_row(inputs: Tensor) -> bool:
-    return inputs.numel() == inputs.shape[-1]
 
 
 def _materialized(rows: Tensor) -> Tensor:
@@ -152,9 +151,10 @@ class CpuTarget:
         "targets/attention_kernel.py",
         "targets/cpp_kernel.py",
         "targets/cpu.py",
-        "targets/one_row.py",
-        "targets/row_kernel.h",
-        "targets/row_kernel.py",
+        "targets/few_rows.py",
+        "targets/few_rows_kernel.h",
+        "targets/few_rows_kernel.py",
+        "targets/registers.h",
     )
     weights_inside: ClassVar[bool] = False
     shares_process: ClassVar[bool] = True
@@ -215,10 +215,10 @@ class CpuTarget:
         """See `Target`."""
         # One C++ compiler, because several processes like this one run; before the import, which would start a pool.
         torch._inductor.config.compile_threads = 1
-        from compile.targets import attention_kernel, row_kernel  # import most of Inductor
+        from compile.targets import attention_kernel, few_rows_kernel  # import most of Inductor
 
         attention_kernel.register()
-        row_kernel.register()
+        few_rows_kernel.register()
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         module: EncodeGraph | StepGraph = graph_module(model, graph)
         lengths: dict[str, Any] | None = None
