@@ -3,6 +3,7 @@
 #define NEURON_SUM_FEW_ROWS_KERNEL
 
 #include <ATen/cpu/vec/vec.h>
+#include <c10/util/bit_cast.h>
 #include <immintrin.h>
 
 #include <algorithm>
@@ -21,7 +22,8 @@ inline __m512 floats(__m512 values) { return values; }
 
 inline __m512 floats(__m512i values) { return _mm512_cvtepi32_ps(values); }
 
-// How a type of weights is multiplied. Rows have blocks of values with one scale each, and a multiple of `step` values.
+// A row, prepared for products with a type of weights: blocks of values with one scale each, `step` values per
+// instruction, padded with zeros to a multiple of them.
 template <typename Type, int64_t width, int64_t block>
 struct Factors;
 
@@ -73,9 +75,11 @@ struct Factors<int8_t, width, block> {
     };
     for (int64_t i = 0; i < blocks; i++) {
       const int64_t end = i + 1 < blocks ? (i + 1) * block : padded;
-      __m512 largest = _mm512_set1_ps(1e-8f);
-      for (int64_t at = i * block; at < end; at += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(part(at)));
-      const float most = _mm512_reduce_max_ps(largest);
+      // As integers, of which those of NaN are the largest, so that it is not lost.
+      __m512i largest = _mm512_castps_si512(_mm512_set1_ps(1e-8f));
+      for (int64_t at = i * block; at < end; at += 16)
+        largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(part(at))));
+      const float most = c10::bit_cast<float>(_mm512_reduce_max_epi32(largest));
       const __m512 factor = _mm512_set1_ps(127 / most);
       for (int64_t at = i * block; at < end; at += 16) {
         const auto rounded = _mm512_cvtps_epi32(_mm512_mul_ps(part(at), factor));
@@ -149,6 +153,7 @@ template <typename Type, int64_t rows, int64_t width, int64_t block>
 void multiply(const float* inputs, const Type* weight, int64_t outputs, float* result) {
   using Row = Factors<Type, width, block>;
   const std::unique_ptr<Row, void (*)(void*)> factors((Row*)std::aligned_alloc(64, rows * sizeof(Row)), std::free);
+  if (!factors) throw std::bad_alloc();
   for (int64_t row = 0; row < rows; row++) new (factors.get() + row) Row(inputs + row * width);
 #pragma omp parallel for
   for (int64_t first = 0; first < outputs; first += OUTPUTS) {

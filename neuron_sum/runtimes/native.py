@@ -244,7 +244,7 @@ class Graph:
         constants: NumPy's dtype and the number of bytes of each weight and adapter stack, by its name, "model.…".
 
     Raises:
-        ArtifactError: If an earlier version of neuron-sum compiled the package.
+        ArtifactError: If the machine code cannot be loaded, for example that of an earlier version of neuron-sum.
     """
 
     def __init__(self, path: Path) -> None:
@@ -253,10 +253,11 @@ class Graph:
             model, *others = sorted((name for name in package.namelist() if name.endswith(".so")), key=CONSTANTS.__eq__)
             if others != [CONSTANTS]:
                 raise ArtifactError(f"{path} was compiled by an earlier version", "compile again with this version")
-            self._model, self._constants = (
-                _declared(_opened(package.read(model)), MODEL_ARGUMENTS),
-                _opened(package.read(CONSTANTS)),
-            )
+            try:
+                opened, self._constants = _opened(package.read(model)), _opened(package.read(CONSTANTS))
+            except OSError as error:
+                raise ArtifactError(f"{path} cannot be loaded: {error}", "compile again with this version") from error
+            self._model = _declared(opened, MODEL_ARGUMENTS)
         self._container, count = c_void_p(), c_size_t()
         self._model.AOTInductorModelContainerCreateWithDevice(byref(self._container), 1, b"cpu", None)
         weakref.finalize(self, self._model.AOTInductorModelContainerDelete, self._container).atexit = False

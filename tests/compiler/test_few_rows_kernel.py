@@ -62,6 +62,12 @@ def test_the_kernel_computes_the_definition(tmp_path: Path, dtype: Dtype, output
             graph.load_constants({"weight": products.weight}, check_full_update=True, user_managed=True)
             for actual, expected in zip(graph(*inputs), products(*inputs), strict=True):
                 assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
+        for value in (torch.nan, torch.inf):
+            for rows in inputs:
+                rows[-1, 5] = value
+            for actual in graph(*inputs):
+                assert not actual[-1].isfinite().any()
+                assert actual[:-1].isfinite().all()
 
 
 def test_many_or_wide_rows_and_other_cpus_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
