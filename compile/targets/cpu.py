@@ -82,7 +82,8 @@ class FloatLinear(Linear):
         """See `Linear`."""
         rows = inputs.reshape(-1, self.in_features)
         if few_rows.are_faster(rows.shape[0], self.in_features, self.dtype):
-            return few_rows.multiply(rows, self.weight).view(*inputs.shape[:-1], -1)
+            few: Tensor = few_rows.multiply(rows, self.weight)
+            return few.view(*inputs.shape[:-1], -1)
         if rows.shape[0] == 1:
             return (self.weight * _materialized(rows)).sum(-1).view(*inputs.shape[:-1], -1)
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(self.dtype), self.packed, None, "none", [], "")
@@ -113,7 +114,8 @@ class Int8Linear(Linear):
         """See `Linear`."""
         rows = inputs.reshape(-1, self.in_features)
         if few_rows.are_faster(rows.shape[0], self.in_features, torch.int8):
-            return (few_rows.multiply(rows, self.weight) * self.scale).view(*inputs.shape[:-1], -1)
+            few: Tensor = few_rows.multiply(rows, self.weight) * self.scale
+            return few.view(*inputs.shape[:-1], -1)
         rows = _materialized(rows)
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
         quantised = (torch.round(rows * (INT8_MAX / largest)) + ZERO_POINT).to(torch.uint8)
