@@ -1,7 +1,7 @@
 """The kernel of `few_rows.multiply` (few_rows_kernel.h), for a CPU with AVX-512.
 
-A few rows need little more time than reading the weight once from memory, if it is read in order. oneDNN's products,
-which are made for many rows, take up to twice as long (docs/performance.md).
+It reads the weight once and in order. oneDNN's products, which are made for many rows, took 1.4 times as long with 8
+rows (docs/performance.md).
 """
 
 from collections.abc import Mapping
