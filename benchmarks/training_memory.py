@@ -73,6 +73,7 @@ def measure(options: argparse.Namespace, method: str, logits: str) -> dict[str, 
     recipe = load_recipe("tinyllama-lora", changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model: Any = adapters.attach(models.model_class_of(config)(config), recipe.method, seed=0).train()
+    adapters.convert_frozen(model)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = models.count_parameters(model)

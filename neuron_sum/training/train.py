@@ -294,6 +294,8 @@ def prepare(
 
     # Method
     model = adapters.attach(base, recipe.method, recipe.train.seed)
+    if recipe.train.converts_frozen:
+        adapters.convert_frozen(model)
     parameters = models.count_parameters(model)
     console.note(f"{recipe.method.name}: {parameters}")
 

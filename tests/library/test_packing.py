@@ -1,10 +1,9 @@
 """Packed rows: the loss and gradients of one example at a time, and a run that writes an ordinary checkpoint."""
 
-import copy
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,94 +13,25 @@ from configs import LLAMA, T5
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny_families import KINDS, values_of
+from training_rows import METHODS, VIRTUAL, alone, examples, loss_and_gradients, made, packed_rows, worst_difference
 from training_runs import TORCHRUN, assert_a_kill_changes_nothing
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from neuron_sum import files
-from neuron_sum.data.encoding import IGNORED, Encoded, Features
+from neuron_sum.data.encoding import IGNORED, Encoded
 from neuron_sum.data.layouts import Lengths, Row, Shape
 from neuron_sum.data.rows import Batch, Collator, FilledRow, RowSet, count_tokens
 from neuron_sum.data.shapes import ShapePlan
 from neuron_sum.errors import RecipeError
-from neuron_sum.models import adapters
-from neuron_sum.models.base import model_class_of
 from neuron_sum.models.configs import make_config
 from neuron_sum.recipes.loading import load_recipe
-from neuron_sum.recipes.schema import FullMethod, LoraMethod, Method, PromptTuningMethod
+from neuron_sum.recipes.schema import FullMethod
 from neuron_sum.training.loss import TokenLoss, split_labels
 from neuron_sum.training.train import train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
-VIRTUAL = 5
-METHODS: dict[str, Method] = {
-    "full": FullMethod(),
-    "lora": LoraMethod(r=4, lora_dropout=0),
-    "prompt_tuning": PromptTuningMethod(num_virtual_tokens=VIRTUAL),
-}
 JOINED = Encoded(({"input_ids": [5, 7, 1], "labels": [IGNORED, 7, 1]}, {"input_ids": [8, 1], "labels": [8, 1]}), 0, 0)
 """Two examples of a decoder-only model; the second has a label for its first token, which must be removed."""
-
-
-def examples(config: PretrainedConfig, count: int = 17) -> Encoded:
-    """Random examples whose lengths differ much."""
-    draw = np.random.default_rng(0)
-    features: list[Features] = []
-    for _ in range(count):
-        source, target = (draw.integers(2, 96, draw.integers(2, longest)).tolist() for longest in (60, 20))
-        labels = [*target, 1]
-        if config.is_encoder_decoder:
-            features.append({"input_ids": [*source, 1], "labels": labels})
-        else:
-            features.append({"input_ids": source + labels, "labels": [IGNORED] * len(source) + labels})
-    return Encoded(tuple(features), sources_cut=0, targets_cut=0)
-
-
-def packed_rows(data: Encoded, config: PretrainedConfig, virtual_tokens: int = 0) -> RowSet:
-    """Room for about three examples per row."""
-    seq2seq = config.is_encoder_decoder
-    source = np.array([len(feature["input_ids"]) + virtual_tokens for feature in data.features])
-    target = np.array([len(feature["labels"]) * seq2seq for feature in data.features])
-    shape = Shape(120, 40 * seq2seq)
-    plan = ShapePlan("packed", (shape,), Lengths(source, target), not seq2seq, virtual_tokens, 3, 1, seed=0)
-    return RowSet(data, plan)
-
-
-def made(config: PretrainedConfig, method: Method, *, packed: bool) -> PreTrainedModel | PeftModel:
-    """The same weights for packed and plain; those of LoRA are not zero."""
-    torch.manual_seed(0)
-    base = model_class_of(config, packed=packed)(copy.deepcopy(config))
-    model = adapters.attach(base, method, seed=0)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model.train()
-
-
-def alone(data: Encoded) -> list[Batch]:
-    """One example at a time, without padding, in the form that a model accepts."""
-    return [{name: torch.tensor([value]) for name, value in feature.items()} for feature in data.features]
-
-
-def loss_and_gradients(model: torch.nn.Module, batches: Sequence[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss summed over label tokens, and its gradients, in double precision."""
-    model, total = model.double(), torch.zeros(())
-    for inputs in batches:
-        batch = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
-        labels = batch["labels"] if model.config.is_encoder_decoder else batch["labels"][:, 1:]
-        total = total + model(**batch).loss * (labels != IGNORED).sum()
-    total.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return total.item(), gradients
-
-
-def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of any gradient's entry, relative to the largest of its tensor."""
-    assert one.keys() == other.keys()
-    assert one
-    return max(
-        float((other[name] - value).abs().max() / value.abs().max().clamp(min=1e-9)) for name, value in one.items()
-    )
 
 
 CASES = [("t5", "full"), ("t5", "lora"), ("t5", "prompt_tuning"), ("llama", "full"), ("llama", "lora")]

@@ -56,7 +56,7 @@ class Count:
 
 
 def activation_bytes(config: PretrainedConfig, shape: Shape, recipe: Recipe) -> float:
-    """Bytes of one batch of the longest rows.
+    """Bytes of one batch of the longest rows, computed at once.
 
     Args:
         config: The base model's configuration.
@@ -109,6 +109,8 @@ def _count(config: PretrainedConfig, shape: Shape, recipe: Recipe, layers: dict[
         else:
             model = adapters.attach(model, recipe.method, train.seed)
             inputs["input_ids"] = torch.ones(rows, source_len, dtype=torch.long)
+        if train.converts_frozen:
+            adapters.convert_frozen(model)
         model.train()
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -19,8 +19,9 @@ from neuron_sum.models.base import ParameterCount, is_decoder_only
 from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.training.estimate.activations import activation_bytes
+from neuron_sum.training.slices import rows_at_once
 
-FP32_BYTES = 4
+FP32_BYTES, BF16_BYTES = 4, 2
 ADAM_STATES = 2
 PROCESS_BYTES = 1.1e9
 """Python, torch, transformers and the data; with it the model below agrees with the peaks of docs/training.md."""
@@ -58,13 +59,15 @@ class ModelMemory:
         weights: Bytes of parameters.
         gradients: Bytes of gradients of the trainable parameters.
         optimizer: Bytes of AdamW's two moments.
-        activations: Bytes of one batch that are stored for the backward pass.
+        activations: Bytes of the rows computed at once that are stored for the backward pass.
+        rows: Rows computed at once.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    rows: int
 
     @property
     def memory(self) -> float:
@@ -87,7 +90,7 @@ class ModelMemory:
     def smaller_batch(self, available: float, train: TrainConfig) -> str | None:
         """The largest batch size that fits, with accumulation for the same examples per step; None if none fits."""
         fixed = (self.weights + self.gradients + self.optimizer) * MEMORY_MARGIN
-        per_example = self.activations * MEMORY_MARGIN / train.per_device_train_batch_size
+        per_example = self.activations * MEMORY_MARGIN / self.rows
         fitting = int((available - fixed) // per_example) if per_example else 0
         if fitting < 1:
             return None
@@ -145,11 +148,13 @@ def device_memory(
         recipe: The recipe, for method, batch size, precision and sharding.
         processes: The number of processes over which FSDP or DeepSpeed shards the model.
     """
-    train = recipe.train
+    rows = rows_at_once(recipe.train, shape, decoder_only=is_decoder_only(config))
+    train = recipe.train.model_copy(update={"per_device_train_batch_size": rows})
     shards = processes if train.fsdp or train.deepspeed else 1
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)
     if model.activations > SMALL:
-        model = dataclasses.replace(model, activations=activation_bytes(config, shape, recipe))
+        counted = activation_bytes(config, shape, recipe.model_copy(update={"train": train}))
+        model = dataclasses.replace(model, activations=counted)
     available, device = available_memory()
     return DeviceMemory(**dataclasses.asdict(model), available=available, device=device)
 
@@ -169,17 +174,20 @@ def model_memory(
         config: The base model's configuration, for widths and layers.
         parameters: The parameter count of the model with its adapter.
         shape: The longest row.
-        train: The train section, for batch size and precision; weights, gradients and moments are fp32 because bf16
-            means autocast.
+        train: The train section, for batch size and precision. bf16 means autocast: gradients and moments are fp32, and
+            so are weights, except those in bf16 by `converts_frozen`.
         shards: The number of devices over which weights and gradients are sharded.
         optimizer_shards: The number of devices over which the moments are sharded.
     """
     trainable = parameters.trainable * FP32_BYTES
+    frozen = max(parameters.all - parameters.trainable - config.vocab_size * config.hidden_size, 0)
+    saved = frozen * (FP32_BYTES - BF16_BYTES) if train.converts_frozen else 0
     return ModelMemory(
-        weights=parameters.all * FP32_BYTES / shards,
+        weights=(parameters.all * FP32_BYTES - saved) / shards,
         gradients=trainable / shards,
         optimizer=trainable * ADAM_STATES / optimizer_shards,
         activations=_activations(config, shape, train),
+        rows=train.per_device_train_batch_size,
     )
 
 

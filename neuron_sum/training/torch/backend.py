@@ -82,7 +82,7 @@ class TorchTrainer:
                 data.validation, plan.for_validation(data.validation, config.per_device_eval_batch_size)
             )
         trainer = HFTrainer(
-            fsdp=config.fsdp,
+            config=config,
             set_epoch=SetEpoch(),
             divergence=divergence,
             model=model,

@@ -1,5 +1,6 @@
 """transformers' Trainer with a resumable order, exact counts, and FSDP that works without an accelerator."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from neuron_sum.data.rows import Batch, RowSet, count_tokens
 from neuron_sum.models.base import is_decoder_only
+from neuron_sum.recipes.schema import TrainConfig
 from neuron_sum.training.callbacks import FINITE, StopOnDivergence, all_finite
 from neuron_sum.training.loss import split_labels
+from neuron_sum.training.slices import slices
 from neuron_sum.training.torch.order import EpochOrder, SetEpoch
 
 
@@ -39,14 +42,16 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     """Overrides of transformers' Trainer; each docstring gives the reason.
 
     Args:
-        fsdp: Whether to shard the model over the processes.
+        config: The recipe's train section, for sharding and slices.
         set_epoch: The callback that sets the epoch of the order.
         divergence: The check of losses, gradients and weights.
         **options: The options of Trainer.
     """
 
-    def __init__(self, *, fsdp: bool, set_epoch: SetEpoch, divergence: StopOnDivergence, **options: Any) -> None:
-        self._fsdp, self._set_epoch, self._divergence = fsdp, set_epoch, divergence
+    def __init__(
+        self, *, config: TrainConfig, set_epoch: SetEpoch, divergence: StopOnDivergence, **options: Any
+    ) -> None:
+        self._config, self._set_epoch, self._divergence = config, set_epoch, divergence
         self._rotation: tuple[int, dict[str, Any]] | None = None
         super().__init__(**options)
         self.add_callback(set_epoch)
@@ -65,16 +70,21 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Count the tokens first, and stop at a loss that is not finite; transformers would log its mean as 0.
+        """Count the tokens first, compute in slices, and stop at a loss that is not finite.
 
-        transformers would sum the attention mask, which in packed rows is not a count of tokens.
+        transformers would sum the attention mask, which in packed rows is not a count of tokens, and log the mean of
+        losses that are not finite as 0. Processes exchange gradients once, after the last slice.
         """
         if self._rotation is not None and self.state.global_step > self._rotation[0]:
             super()._rotate_checkpoints(**self._rotation[1])
             self._rotation = None
         tokens = count_tokens(inputs).to(self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        *others, last = slices(inputs, self._config, decoder_only=is_decoder_only(self.model.config))
+        loss = torch.zeros((), device=self.args.device)
+        for part in [*others, last]:
+            with nullcontext() if part is last else self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
         self._divergence.check(self._everywhere(bool(torch.isfinite(loss))), FINITE["loss"], self.state)
         return loss
 
@@ -126,7 +136,7 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
         available devices") or silently trains data parallel, and FSDP1 ends with a segmentation fault while saving.
         """
         super().create_accelerator_and_postprocess()
-        if self._fsdp and self.args.world_size > 1:
+        if self._config.fsdp and self.args.world_size > 1:
             state = self.accelerator.state
             state.fsdp_plugin = FullyShardedDataParallelPlugin(
                 fsdp_version=2,

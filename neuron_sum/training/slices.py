@@ -1,0 +1,71 @@
+"""Slices of a batch: on a CPU, groups of rows are computed one after another, and their gradients are added.
+
+The loss and the gradients are those of the whole batch, because the loss is a sum over all label tokens of the step.
+The memory for activations is that of one slice, and rows of similar length need less padding. On a CPU a slice of about
+a thousand positions is as fast as larger ones (docs/training.md).
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from neuron_sum.data.encoding import IGNORED
+from neuron_sum.data.layouts import Shape, rounded_up
+from neuron_sum.data.rows import Batch
+from neuron_sum.recipes.schema import TrainConfig
+
+POSITIONS = 1_100
+"""The largest number of positions in a slice of more than one row."""
+
+TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
+"""The tensors of an encoder-decoder model with the length of the target."""
+
+
+def rows_at_once(train: TrainConfig, shape: Shape, *, decoder_only: bool) -> int:
+    """The number of rows of a batch that are computed at once.
+
+    Sharded models compute whole batches: their processes exchange weights in every pass, so each needs as many passes.
+
+    Args:
+        train: The train section, for the batch size and sharding.
+        shape: The longest row; for a decoder-only model, target_len is not added to source_len.
+        decoder_only: Whether the model is decoder-only.
+    """
+    rows = train.per_device_train_batch_size
+    if torch.cuda.is_available() or train.fsdp or train.deepspeed is not None:
+        return rows
+    return min(rows, max(1, POSITIONS // (shape.source_len if decoder_only else sum(shape))))
+
+
+def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[Batch]:
+    """Divides a batch into slices of almost equal numbers of rows of similar length, without needless padding.
+
+    Args:
+        batch: A batch of Collator.
+        train: The train section.
+        decoder_only: Whether it is a batch for a decoder-only model.
+    """
+    mask = batch["attention_mask"]
+    rows, source_len = batch["input_ids"].shape
+    count = rows_at_once(train, Shape(source_len, batch["labels"].shape[1]), decoder_only=decoder_only)
+    if count >= rows:
+        yield batch
+        return
+    plain = mask.dim() == 2
+    order = (mask > 0).sum(1).argsort() if plain else torch.arange(rows)
+    for members in order.tensor_split(-(-rows // count)):
+        part = {name: tensor[members] for name, tensor in batch.items()}
+        yield _without_padding(part, decoder_only=decoder_only) if plain else part
+
+
+def _without_padding(part: Batch, *, decoder_only: bool) -> Batch:
+    """Removes the columns at the end that are padding in every row."""
+    targets = () if decoder_only else TARGETS
+    used = rounded_up(_columns(part["attention_mask"] > 0), _columns(part["labels"] != IGNORED))
+    widths = {name: used.target_len if name in targets else used.source_len for name in part}
+    return {name: tensor[:, : widths[name]].contiguous() for name, tensor in part.items()}
+
+
+def _columns(used: torch.Tensor) -> int:
+    """The number of columns up to the last used one; at least 1."""
+    return max(used.any(0).nonzero()[:, 0].tolist(), default=0) + 1

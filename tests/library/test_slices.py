@@ -1,0 +1,156 @@
+"""Slices of a batch have its loss and gradients, and frozen weights in bf16 those of weights in fp32."""
+
+import dataclasses
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from configs import LLAMA, T5
+from training_rows import METHODS, VIRTUAL, examples, made, packed_rows, worst_difference
+from training_runs import TORCHRUN, log, weights
+
+from neuron_sum.data.layouts import Shape
+from neuron_sum.data.rows import Collator, FilledRow, RowSet, count_tokens
+from neuron_sum.models.adapters import convert_frozen
+from neuron_sum.recipes.loading import load_recipe
+from neuron_sum.recipes.schema import TrainConfig
+from neuron_sum.training import slices as module
+from neuron_sum.training.loss import TokenLoss, split_labels
+from neuron_sum.training.slices import rows_at_once, slices
+from neuron_sum.training.train import train
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+TRAIN = TrainConfig(per_device_train_batch_size=8)
+CONFIGS = {"t5": T5, "llama": LLAMA}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("method", ["full", "prompt_tuning"])
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_slices_have_the_loss_and_gradients_of_their_batch(
+    family: str, method: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 3 to 80 tokens, some of which only fill the batch."""
+    if packed and (family, method) == ("llama", "prompt_tuning"):
+        pytest.skip("a soft prompt of a decoder-only model is not packed")
+    monkeypatch.setattr(module, "POSITIONS", 200)
+    config, decoder_only = CONFIGS[family], family == "llama"
+    data = examples(config)
+    rows = packed_rows(data, config, VIRTUAL if packed and method == "prompt_tuning" else 0)
+    if not packed:
+        rows = RowSet(data, dataclasses.replace(rows.plan, name="dynamic", shapes=(), batch_size=8))
+    collator = Collator(rows.plan, config)
+    batches = [collator([rows[row] for row in batch]) for batch in rows.plan.batches(0)]
+    filling = FilledRow([], Shape(120, 0 if decoder_only else 40))
+    batches.append(collator([FilledRow(rows[rows.plan.rows(0)[0]].examples, filling.shape), filling, filling]))
+    parts = [part for batch in batches for part in slices(batch, TRAIN, decoder_only=decoder_only)]
+    assert len(parts) > len(batches)
+    assert sum(part["input_ids"].numel() for part in parts) <= sum(batch["input_ids"].numel() for batch in batches)
+    assert sum(map(int, map(count_tokens, parts))) == sum(map(int, map(count_tokens, batches)))
+    results = []
+    for each in (batches, parts):
+        model, total = made(config, METHODS[method], packed=packed), torch.zeros(())
+        for part in each:
+            inputs, labels = split_labels(part, decoder_only=decoder_only)
+            total = total + TokenLoss(shifted=False, label_smoothing=0.1)(model(**inputs), labels, data.target_tokens)
+        total.backward()
+        results.append((total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (whole, gradients), (sliced, others) = results
+    assert sliced == pytest.approx(whole, rel=1e-5)
+    assert worst_difference(gradients, others) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_slice_has_at_most_the_positions_and_no_needless_padding(family: str) -> None:
+    config, decoder_only = CONFIGS[family], family == "llama"
+    data = examples(config, count=200)
+    plan = dataclasses.replace(packed_rows(data, config).plan, name="dynamic", shapes=(), batch_size=100)
+    rows = RowSet(data, plan)
+    batch = Collator(plan, config)([rows[row] for row in plan.batches(0)[0]])
+    parts = list(slices(batch, TrainConfig(per_device_train_batch_size=100), decoder_only=decoder_only))
+    assert len(parts) > 5
+    for part in parts:
+        names = ("input_ids",) if decoder_only else ("input_ids", "labels")
+        assert sum(part[name].numel() for name in names) <= module.POSITIONS
+        assert part["attention_mask"][:, -8:].any()
+    assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
+
+
+def test_a_small_batch_a_sharded_model_and_a_gpu_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Shape(500, 100)
+    several = TrainConfig(per_device_train_batch_size=4)
+    assert rows_at_once(several, Shape(100, 100), decoder_only=False) == 4
+    assert rows_at_once(several, long, decoder_only=True) == 2
+    assert rows_at_once(several, long, decoder_only=False) == 1
+    assert rows_at_once(several, Shape(5000, 0), decoder_only=True) == 1
+    assert rows_at_once(several.model_copy(update={"fsdp": True}), long, decoder_only=False) == 4
+    assert rows_at_once(several.model_copy(update={"deepspeed": "zero.json"}), long, decoder_only=False) == 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert rows_at_once(several, long, decoder_only=False) == 4
+
+
+@pytest.mark.parametrize("recipe", ["micro", "micro_llama"])
+def test_a_run_in_slices_is_the_same_run(
+    recipe: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With accumulation, label smoothing and clipping, which all act on the whole step."""
+    options = ["train.gradient_accumulation_steps=2", "train.label_smoothing_factor=0.1", "train.max_grad_norm=0.5"]
+    dropout = ["model.config.dropout_rate=0.0"] if recipe == "micro" else []
+    calls = []
+    for name, positions in (("whole", 10_000), ("slices", 300)):
+        monkeypatch.setattr(module, "POSITIONS", positions)
+        train(load_recipe(str(request.getfixturevalue(recipe)), [*options, *dropout]), tmp_path / name)
+        calls.append(log(tmp_path / name, "loss", "grad_norm", "num_input_tokens_seen"))
+    for whole, sliced in zip(*calls, strict=True):
+        assert sliced == pytest.approx(whole, rel=1e-4)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.allclose(value, weights(tmp_path / "slices")[name], atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_slices_have_the_loss_of_one(
+    tmp_path: Path, micro: Path, neuron_sum: CommandLine
+) -> None:
+    common = ("model.config.dropout_rate=0.0", "train.max_steps=4", "train.group_by_length=false")
+    one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=32", "--output", "one")
+    assert one.returncode == 0, one.stderr
+    halves = (*common, "train.per_device_train_batch_size=16", "--output", "two")
+    two = neuron_sum("train", str(micro), *halves, launcher=TORCHRUN)
+    assert two.returncode == 0, two.stderr
+    losses = [[loss for (loss,) in log(tmp_path / run, "loss")] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
+@pytest.mark.parametrize("family", ["t5", "llama", "tied"])
+def test_frozen_weights_in_bf16_change_no_result(family: str, method: str) -> None:
+    config = CONFIGS.get(family, LLAMA)
+    if family == "tied":
+        config = LLAMA.__class__(**{**LLAMA.to_dict(), "tie_word_embeddings": True})
+    data = examples(config)
+    rows = packed_rows(data, config)
+    rows = RowSet(data, dataclasses.replace(rows.plan, name="dynamic", shapes=()))
+    batch = Collator(rows.plan, config)([rows[row] for row in rows.plan.batches(0)[0]])
+    results, types = [], []
+    for converted in (False, True):
+        model = made(config, METHODS[method], packed=False)
+        if converted:
+            convert_frozen(model)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        types.append({name: parameter.dtype for name, parameter in model.named_parameters()})
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(gradient, results[1][1][name]) for name, gradient in results[0][1].items())
+    trained = results[0][1].keys()
+    assert set(types[0].values()) == {torch.float32}
+    assert all(types[1][name] == torch.float32 for name in trained)
+    halved = {name for name, dtype in types[1].items() if dtype == torch.bfloat16}
+    assert bool(halved) == (method != "full")
+    assert not [name for name in halved if "embed" in name or "shared" in name or "norm" in name]
+    if method != "full":
+        assert any("lm_head" in name for name in halved) == (family == "llama")
