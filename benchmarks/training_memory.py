@@ -28,6 +28,7 @@ from neuron_sum.recipes.schema import Recipe
 from neuron_sum.training.estimate.activations import activation_bytes
 from neuron_sum.training.estimate.memory import MEMORY_MARGIN, model_memory
 from neuron_sum.training.loss import TokenLoss, split_labels
+from neuron_sum.training.torch.bf16 import prepare_for_bf16
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace, method: str, logits: str) -> dict[str, 
     recipe = load_recipe("tinyllama-lora", changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model: Any = adapters.attach(models.model_class_of(config)(config), recipe.method, seed=0).train()
-    adapters.convert_frozen(model)
+    prepare_for_bf16(model, recipe.train)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = models.count_parameters(model)

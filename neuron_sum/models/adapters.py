@@ -58,27 +58,6 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel
     return adapted
 
 
-def convert_frozen(model: PreTrainedModel | PeftModel) -> None:
-    """Keeps the frozen weights that autocast converts in every pass in bf16, which gives the same results.
-
-    Those are the weights of linear layers; one that is also an embedding stays in fp32. All frozen weights are copied,
-    because those of a file are mapped, and its memory is free only when none of them is left.
-
-    Args:
-        model: A model that is trained with autocast to bf16; one without frozen weights stays unchanged.
-    """
-    modules = list(model.modules())
-    others = {id(weight) for layer in modules if not isinstance(layer, nn.Linear) for weight in _frozen(layer)}
-    for weight in {id(weight): weight for layer in modules for weight in _frozen(layer)}.values():
-        dtype = weight.dtype if id(weight) in others else torch.bfloat16
-        weight.data = weight.data.to(dtype, copy=True)
-
-
-def _frozen(layer: nn.Module) -> list[nn.Parameter]:
-    """The frozen parameters of a module, without those of its parts."""
-    return [parameter for parameter in layer.parameters(recurse=False) if not parameter.requires_grad]
-
-
 def _save_adapter(model: PeftModel, *arguments: Any, **options: Any) -> None:
     PeftModel.save_pretrained(model, *arguments, save_embedding_layers=False, **options)
 

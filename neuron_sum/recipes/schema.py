@@ -372,11 +372,6 @@ class TrainConfig(Section):
     """A DeepSpeed configuration file (ZeRO), as an alternative to fsdp."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
 
-    @property
-    def converts_frozen(self) -> bool:
-        """Whether frozen weights are kept in bf16; DeepSpeed and the Neuron backend have their own precision."""
-        return self.bf16 and self.backend == "torch" and self.deepspeed is None
-
     @model_validator(mode="after")
     def _check_sharding(self) -> "TrainConfig":
         if self.fsdp and self.deepspeed is not None:

@@ -14,7 +14,7 @@ from neuron_sum.data.layouts import Shape, rounded_up
 from neuron_sum.data.rows import Batch
 from neuron_sum.recipes.schema import TrainConfig
 
-POSITIONS = 1_100
+POSITIONS = 700
 """The largest number of positions in a slice of more than one row."""
 
 TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
@@ -52,7 +52,7 @@ def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[
         yield batch
         return
     plain = mask.dim() == 2
-    order = (mask > 0).sum(1).argsort() if plain else torch.arange(rows)
+    order = (mask > 0).sum(1).argsort(descending=True) if plain else torch.arange(rows)
     for members in order.tensor_split(-(-rows // count)):
         part = {name: tensor[members] for name, tensor in batch.items()}
         yield _without_padding(part, decoder_only=decoder_only) if plain else part

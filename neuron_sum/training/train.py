@@ -45,6 +45,7 @@ from neuron_sum.training.launch import extracts_graphs
 from neuron_sum.training.neuron.backend import NeuronBackend
 from neuron_sum.training.processes import device_count, world_size
 from neuron_sum.training.torch.backend import TorchTrainer
+from neuron_sum.training.torch.bf16 import prepare_for_bf16
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -294,8 +295,7 @@ def prepare(
 
     # Method
     model = adapters.attach(base, recipe.method, recipe.train.seed)
-    if recipe.train.converts_frozen:
-        adapters.convert_frozen(model)
+    prepare_for_bf16(model, recipe.train)
     parameters = models.count_parameters(model)
     console.note(f"{recipe.method.name}: {parameters}")
 

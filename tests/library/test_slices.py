@@ -13,12 +13,12 @@ from training_runs import TORCHRUN, log, weights
 
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import Collator, FilledRow, RowSet, count_tokens
-from neuron_sum.models.adapters import convert_frozen
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import TrainConfig
 from neuron_sum.training import slices as module
 from neuron_sum.training.loss import TokenLoss, split_labels
 from neuron_sum.training.slices import rows_at_once, slices
+from neuron_sum.training.torch.bf16 import convert_frozen
 from neuron_sum.training.train import train
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,6 +79,7 @@ def test_a_slice_has_at_most_the_positions_and_no_needless_padding(family: str) 
 
 
 def test_a_small_batch_a_sharded_model_and_a_gpu_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POSITIONS", 1000)
     long = Shape(500, 100)
     several = TrainConfig(per_device_train_batch_size=4)
     assert rows_at_once(several, Shape(100, 100), decoder_only=False) == 4

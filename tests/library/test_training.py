@@ -34,6 +34,8 @@ from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, open_run, start_run
 from neuron_sum.training import loss as loss_module
 from neuron_sum.training.callbacks import MarkComplete
+from neuron_sum.training.estimate import memory
+from neuron_sum.training.estimate.memory import DeviceMemory
 from neuron_sum.training.loss import TokenLoss
 from neuron_sum.training.train import prepare, train
 
@@ -232,12 +234,23 @@ def test_dry_run_estimates_and_writes_nothing(tmp_path: Path, micro: Path, neuro
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_batch_that_does_not_fit_is_rejected_with_one_that_does(tmp_path: Path, micro: Path) -> None:
-    recipe = load_recipe(str(micro), ["train.per_device_train_batch_size=100000", "train.max_steps=1"])
+def test_rows_that_do_not_fit_are_rejected_with_a_batch_that_does(
+    tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 rows of at most 150 positions are computed three at a time, and there is room for two."""
+    options = ["train.per_device_train_batch_size=100", "train.gradient_accumulation_steps=2", "train.max_steps=1"]
+    recipe = load_recipe(str(micro), options)
+    needed = prepare(recipe, tmp_path / "run").estimate.memory
+    assert isinstance(needed, DeviceMemory)
+    assert needed.rows == 3
+    free = needed.memory - needed.activations / 3 * memory.MEMORY_MARGIN + 1
+    monkeypatch.setattr(memory, "available_memory", lambda: (free, "this machine's CPU"))
     with pytest.raises(ResourceError, match="of memory") as raised:
         train(recipe, tmp_path / "run")
-    assert "train.per_device_train_batch_size=" in str(raised.value.hint)
+    change = "train.per_device_train_batch_size=2 train.gradient_accumulation_steps=100"
+    assert change in str(raised.value.hint)
     assert not (tmp_path / "run").exists()
+    assert prepare(load_recipe(str(micro), [*options, *change.split()]), tmp_path / "run").estimate.memory.fits
 
 
 def test_a_full_disk_and_an_unwritable_folder_are_reported_first(

@@ -21,6 +21,7 @@ from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 from neuron_sum.training.loss import TokenLoss, split_labels
+from neuron_sum.training.torch.bf16 import prepare_for_bf16
 
 HOLES = 0.23
 """The share of freed memory that no later block fills, because saved blocks lie between the holes; measured with LoRA
@@ -109,8 +110,7 @@ def _count(config: PretrainedConfig, shape: Shape, recipe: Recipe, layers: dict[
         else:
             model = adapters.attach(model, recipe.method, train.seed)
             inputs["input_ids"] = torch.ones(rows, source_len, dtype=torch.long)
-        if train.converts_frozen:
-            adapters.convert_frozen(model)
+        prepare_for_bf16(model, train)
         model.train()
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -20,6 +20,7 @@ from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.training.estimate.activations import activation_bytes
 from neuron_sum.training.slices import rows_at_once
+from neuron_sum.training.torch.bf16 import converts_frozen
 
 FP32_BYTES, BF16_BYTES = 4, 2
 ADAM_STATES = 2
@@ -181,7 +182,7 @@ def model_memory(
     """
     trainable = parameters.trainable * FP32_BYTES
     frozen = max(parameters.all - parameters.trainable - config.vocab_size * config.hidden_size, 0)
-    saved = frozen * (FP32_BYTES - BF16_BYTES) if train.converts_frozen else 0
+    saved = frozen * (FP32_BYTES - BF16_BYTES) if converts_frozen(train) else 0
     return ModelMemory(
         weights=(parameters.all * FP32_BYTES - saved) / shards,
         gradients=trainable / shards,
