@@ -14,27 +14,33 @@ from neuron_sum.data.layouts import Shape, rounded_up
 from neuron_sum.data.rows import Batch
 from neuron_sum.recipes.schema import TrainConfig
 
-POSITIONS = 700
+POSITIONS = 1_100
 """The largest number of positions in a slice of more than one row."""
 
 TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 """The tensors of an encoder-decoder model with the length of the target."""
 
 
-def rows_at_once(train: TrainConfig, shape: Shape, *, decoder_only: bool) -> int:
-    """The number of rows of a batch that are computed at once.
+def in_slices(train: TrainConfig) -> bool:
+    """Whether batches are divided.
 
-    Sharded models compute whole batches: their processes exchange weights in every pass, so each needs as many passes.
+    A GPU computes whole batches. So do sharded models: their processes exchange weights in every pass, so each needs as
+    many passes.
+    """
+    return not (torch.cuda.is_available() or train.fsdp or train.deepspeed is not None)
+
+
+def largest_slice(rows: int, shape: Shape, *, decoder_only: bool) -> tuple[int, float]:
+    """The rows of the longest slice, and the positions of the largest one as a multiple of the positions of these rows.
 
     Args:
-        train: The train section, for the batch size and sharding.
+        rows: The number of rows of a batch.
         shape: The longest row; for a decoder-only model, target_len is not added to source_len.
         decoder_only: Whether the model is decoder-only.
     """
-    rows = train.per_device_train_batch_size
-    if torch.cuda.is_available() or train.fsdp or train.deepspeed is not None:
-        return rows
-    return min(rows, max(1, POSITIONS // (shape.source_len if decoder_only else sum(shape))))
+    length = shape.source_len if decoder_only else sum(shape)
+    longest = min(rows, max(1, POSITIONS // length))
+    return longest, max(1.0, min(POSITIONS, rows * length) / (longest * length))
 
 
 def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[Batch]:
@@ -45,17 +51,17 @@ def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[
         train: The train section.
         decoder_only: Whether it is a batch for a decoder-only model.
     """
-    mask = batch["attention_mask"]
     rows, source_len = batch["input_ids"].shape
-    count = rows_at_once(train, Shape(source_len, batch["labels"].shape[1]), decoder_only=decoder_only)
-    if count >= rows:
+    count, _ = largest_slice(rows, Shape(source_len, batch["labels"].shape[1]), decoder_only=decoder_only)
+    if count == rows or not in_slices(train):
         yield batch
         return
-    plain = mask.dim() == 2
-    order = (mask > 0).sum(1).argsort(descending=True) if plain else torch.arange(rows)
+    flat = batch["attention_mask"].dim() == 2
+    # The longest first: later ones fit into the memory that it leaves
+    order = (batch["attention_mask"] > 0).sum(1).argsort(descending=True) if flat else torch.arange(rows)
     for members in order.tensor_split(-(-rows // count)):
         part = {name: tensor[members] for name, tensor in batch.items()}
-        yield _without_padding(part, decoder_only=decoder_only) if plain else part
+        yield _without_padding(part, decoder_only=decoder_only) if flat else part
 
 
 def _without_padding(part: Batch, *, decoder_only: bool) -> Batch:

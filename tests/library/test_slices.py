@@ -1,23 +1,32 @@
 """Slices of a batch have its loss and gradients, and frozen weights in bf16 those of weights in fp32."""
 
 import dataclasses
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from configs import LLAMA, T5
-from training_rows import METHODS, VIRTUAL, examples, made, packed_rows, worst_difference
-from training_runs import TORCHRUN, log, weights
+from tiny_families import KINDS, values_of
+from training_rows import METHODS, VIRTUAL, examples, loss_and_gradients, made, packed_rows, worst_difference
+from training_runs import TORCHRUN, assert_a_kill_changes_nothing, log, weights
+from transformers import AttentionInterface
 
 from neuron_sum.data.layouts import Shape
-from neuron_sum.data.rows import Collator, FilledRow, RowSet, count_tokens
+from neuron_sum.data.rows import Batch, Collator, FilledRow, RowSet, count_tokens
+from neuron_sum.models.configs import make_config
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.recipes.schema import TrainConfig
+from neuron_sum.runs.folder import RunFolder
 from neuron_sum.training import slices as module
 from neuron_sum.training.loss import TokenLoss, split_labels
-from neuron_sum.training.slices import rows_at_once, slices
+from neuron_sum.training.slices import largest_slice, slices
+from neuron_sum.training.torch import trainer
+from neuron_sum.training.torch.attention import NAME, recompute_attention
 from neuron_sum.training.torch.bf16 import convert_frozen
 from neuron_sum.training.train import train
 
@@ -78,18 +87,22 @@ def test_a_slice_has_at_most_the_positions_and_no_needless_padding(family: str) 
     assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
 
 
-def test_a_small_batch_a_sharded_model_and_a_gpu_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_sharded_models_and_gpus_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POSITIONS", 1000)
     long = Shape(500, 100)
-    several = TrainConfig(per_device_train_batch_size=4)
-    assert rows_at_once(several, Shape(100, 100), decoder_only=False) == 4
-    assert rows_at_once(several, long, decoder_only=True) == 2
-    assert rows_at_once(several, long, decoder_only=False) == 1
-    assert rows_at_once(several, Shape(5000, 0), decoder_only=True) == 1
-    assert rows_at_once(several.model_copy(update={"fsdp": True}), long, decoder_only=False) == 4
-    assert rows_at_once(several.model_copy(update={"deepspeed": "zero.json"}), long, decoder_only=False) == 4
+    assert largest_slice(4, Shape(100, 100), decoder_only=False) == (4, 1)
+    assert largest_slice(4, long, decoder_only=True) == (2, 1)
+    assert largest_slice(4, long, decoder_only=False) == (1, pytest.approx(1000 / 600)), "three rows of 333 positions"
+    assert largest_slice(1, long, decoder_only=False) == (1, 1)
+    assert largest_slice(4, Shape(5000, 0), decoder_only=True) == (1, 1)
+    ones = torch.ones(8, 300, dtype=torch.long)
+    batch = {"input_ids": ones, "attention_mask": ones, "labels": ones}
+    train_config = TrainConfig(per_device_train_batch_size=4)
+    assert len(list(slices(batch, train_config, decoder_only=True))) == 3
+    for other in ({"fsdp": True}, {"deepspeed": "zero.json"}):
+        assert len(list(slices(batch, train_config.model_copy(update=other), decoder_only=True))) == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert rows_at_once(several, long, decoder_only=False) == 4
+    assert len(list(slices(batch, train_config, decoder_only=True))) == 1
 
 
 @pytest.mark.parametrize("recipe", ["micro", "micro_llama"])
@@ -99,11 +112,23 @@ def test_a_run_in_slices_is_the_same_run(
     """With accumulation, label smoothing and clipping, which all act on the whole step."""
     options = ["train.gradient_accumulation_steps=2", "train.label_smoothing_factor=0.1", "train.max_grad_norm=0.5"]
     dropout = ["model.config.dropout_rate=0.0"] if recipe == "micro" else []
-    calls = []
+    loaded = load_recipe(str(request.getfixturevalue(recipe)), [*options, *dropout])
+    calls, counts = [], []
+
+    def counted(*arguments: Any, **options: Any) -> list[Batch]:
+        parts = list(slices(*arguments, **options))
+        counts.append(len(parts))
+        return parts
+
+    monkeypatch.setattr(trainer, "slices", counted)
     for name, positions in (("whole", 10_000), ("slices", 300)):
         monkeypatch.setattr(module, "POSITIONS", positions)
-        train(load_recipe(str(request.getfixturevalue(recipe)), [*options, *dropout]), tmp_path / name)
+        counts.clear()
+        train(loaded, tmp_path / name)
+        assert (max(counts) > 2) == (name == "slices")
         calls.append(log(tmp_path / name, "loss", "grad_norm", "num_input_tokens_seen"))
+        entries = RunFolder(tmp_path / name, loaded).read_log()
+        calls[-1].append([entry["eval_loss"] for entry in entries if "eval_loss" in entry])
     for whole, sliced in zip(*calls, strict=True):
         assert sliced == pytest.approx(whole, rel=1e-4)
     for name, value in weights(tmp_path / "whole").items():
@@ -111,7 +136,7 @@ def test_a_run_in_slices_is_the_same_run(
 
 
 @pytest.mark.slow
-def test_processes_with_different_numbers_of_slices_have_the_loss_of_one(
+def test_processes_that_compute_in_slices_have_the_loss_of_one(
     tmp_path: Path, micro: Path, neuron_sum: CommandLine
 ) -> None:
     common = ("model.config.dropout_rate=0.0", "train.max_steps=4", "train.group_by_length=false")
@@ -155,3 +180,42 @@ def test_frozen_weights_in_bf16_change_no_result(family: str, method: str) -> No
     assert not [name for name in halved if "embed" in name or "shared" in name or "norm" in name]
     if method != "full":
         assert any("lm_head" in name for name in halved) == (family == "llama")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("family", ["llama", *KINDS])
+def test_recomputed_attention_has_the_loss_and_gradients_of_eager(family: str, packed: bool) -> None:
+    config = LLAMA if family == "llama" else make_config(values_of(family), family)
+    data = examples(config)
+    rows = packed_rows(data, config)
+    if not packed:
+        rows = RowSet(data, dataclasses.replace(rows.plan, name="dynamic", shapes=()))
+    collator = Collator(rows.plan, config)
+    batches = [collator([rows[row] for row in batch]) for batch in rows.plan.batches(0)]
+    results = []
+    for recomputed in (False, True):
+        model = made(config, METHODS["lora"], packed=packed)
+        model.get_base_model().set_attn_implementation("eager")
+        if recomputed:
+            recompute_attention(model.get_base_model())
+            assert NAME not in json.dumps(model.config.to_dict())
+        results.append(loss_and_gradients(model.float(), batches))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert worst_difference(results[0][1], results[1][1]) < 1e-4
+
+
+def test_a_position_that_attends_to_nothing_is_finite_in_bf16() -> None:
+    layer = SimpleNamespace(num_key_value_groups=2)
+    query = torch.randn(1, 4, 8, 16).bfloat16().requires_grad_()
+    key, value = (torch.randn(1, 2, 8, 16).bfloat16() for _ in range(2))
+    hidden = torch.full((1, 1, 8, 8), torch.finfo(torch.float32).min)
+    result, _ = AttentionInterface()[NAME](layer, query, key, value, hidden, scaling=0.25)
+    result.sum().backward()
+    assert result.shape == (1, 8, 4, 16)
+    assert result.isfinite().all()
+    assert query.grad.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_killed_bf16_adapter_run_ends_with_the_same_weights(tmp_path: Path, micro_llama: Path) -> None:
+    assert_a_kill_changes_nothing(tmp_path, str(micro_llama), "method=lora", "train.bf16=true")

@@ -21,17 +21,20 @@ from neuron_sum.models import adapters
 from neuron_sum.models import base as models
 from neuron_sum.recipes.schema import PromptTuningMethod, Recipe
 from neuron_sum.training.loss import TokenLoss, split_labels
-from neuron_sum.training.torch.bf16 import prepare_for_bf16
+from neuron_sum.training.torch.bf16 import prepare_for_bf16, prepares
 
-HOLES = 0.23
+HOLES = 0.15
 """The share of freed memory that no later block fills, because saved blocks lie between the holes; measured with LoRA
-of SmolLM2-135M and 4 rows of 464 tokens (docs/training.md)."""
+of SmolLM2-135M and rows of up to 517 tokens (docs/training.md)."""
 LARGEST_HOLE = 32 * 2**20
 """Bytes up to which glibc keeps a freed block in its heap; larger ones always return to the system."""
 LARGEST = 32
 """The number of batches that are searched for the most labels."""
 LOSS_COPIES = 3
 """Copies of the logits in fp32 that exist at once while the loss is computed backward, in addition to the saved one."""
+
+SCORE_COPIES = 3
+"""Copies of an attention layer's scores in bf16 that exist at once: scores, probabilities and a gradient."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ def activation_bytes(config: PretrainedConfig, shape: Shape, recipe: Recipe) -> 
             total += _count(config, shape, plain, two) - _count(config, shape, plain, one)
     rows = recipe.train.per_device_train_batch_size
     logits: int = 4 * rows * (shape.target_len or shape.source_len) * config.vocab_size
-    return total.saved + HOLES * total.freed + LOSS_COPIES * logits
+    scores = 0
+    if models.is_decoder_only(config) and prepares(recipe.train):  # of one layer, while it is computed backward
+        scores = SCORE_COPIES * 2 * rows * config.num_attention_heads * shape.source_len**2
+    return total.saved + HOLES * total.freed + LOSS_COPIES * logits + scores
 
 
 def most_label_positions(rows: RowSet, config: PretrainedConfig) -> int:

@@ -19,8 +19,8 @@ from neuron_sum.models.base import ParameterCount, is_decoder_only
 from neuron_sum.platform import cpu
 from neuron_sum.recipes.schema import Recipe, TrainConfig
 from neuron_sum.training.estimate.activations import activation_bytes
-from neuron_sum.training.slices import rows_at_once
-from neuron_sum.training.torch.bf16 import converts_frozen
+from neuron_sum.training.slices import in_slices, largest_slice
+from neuron_sum.training.torch.bf16 import prepares
 
 FP32_BYTES, BF16_BYTES = 4, 2
 ADAM_STATES = 2
@@ -149,13 +149,16 @@ def device_memory(
         recipe: The recipe, for method, batch size, precision and sharding.
         processes: The number of processes over which FSDP or DeepSpeed shards the model.
     """
-    rows = rows_at_once(recipe.train, shape, decoder_only=is_decoder_only(config))
+    rows, larger = recipe.train.per_device_train_batch_size, 1.0
+    if in_slices(recipe.train):
+        rows, larger = largest_slice(rows, shape, decoder_only=is_decoder_only(config))
     train = recipe.train.model_copy(update={"per_device_train_batch_size": rows})
     shards = processes if train.fsdp or train.deepspeed else 1
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)
     if model.activations > SMALL:
         counted = activation_bytes(config, shape, recipe.model_copy(update={"train": train}))
         model = dataclasses.replace(model, activations=counted)
+    model = dataclasses.replace(model, activations=model.activations * larger)
     available, device = available_memory()
     return DeviceMemory(**dataclasses.asdict(model), available=available, device=device)
 
@@ -176,13 +179,13 @@ def model_memory(
         parameters: The parameter count of the model with its adapter.
         shape: The longest row.
         train: The train section, for batch size and precision. bf16 means autocast: gradients and moments are fp32, and
-            so are weights, except those in bf16 by `converts_frozen`.
+            so are weights, except those that `prepare_for_bf16` converts.
         shards: The number of devices over which weights and gradients are sharded.
         optimizer_shards: The number of devices over which the moments are sharded.
     """
     trainable = parameters.trainable * FP32_BYTES
     frozen = max(parameters.all - parameters.trainable - config.vocab_size * config.hidden_size, 0)
-    saved = frozen * (FP32_BYTES - BF16_BYTES) if converts_frozen(train) else 0
+    saved = frozen * (FP32_BYTES - BF16_BYTES) if prepares(train) else 0
     return ModelMemory(
         weights=(parameters.all * FP32_BYTES - saved) / shards,
         gradients=trainable / shards,

@@ -50,14 +50,13 @@ def _attention(
     Returns:
         (batch, length, heads, head_dim), and no probabilities.
     """
-    groups = module.num_key_value_groups
-    arguments = query * scaling, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, dropout
-    result = checkpoint(_products, *arguments, use_reentrant=False, preserve_rng_state=dropout > 0)
+    mask = attention_mask.clamp(min=torch.finfo(torch.bfloat16).min)  # in bf16, the lowest fp32 value is -inf
+    query, key = (query * scaling).to(value.dtype), key.to(value.dtype)  # as autocast would
+
+    def products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        key, value = (repeat_kv(each, module.num_key_value_groups) for each in (key, value))
+        probabilities = (query @ key.transpose(2, 3)).add_(mask).softmax(-1)
+        return torch.nn.functional.dropout(probabilities, dropout) @ value
+
+    result = checkpoint(products, query, key, value, use_reentrant=False, preserve_rng_state=dropout > 0)
     return result.transpose(1, 2).contiguous(), None
-
-
-def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
-) -> torch.Tensor:
-    probabilities = (query @ key.transpose(2, 3)).add_(mask).softmax(-1)
-    return torch.nn.functional.dropout(probabilities, dropout) @ value

@@ -1,4 +1,4 @@
-"""What bf16 training does to a model: frozen weights in bf16, and on a CPU another form of attention."""
+"""What bf16 training on a CPU does to a model: frozen weights in bf16, and another form of attention."""
 
 from typing import TYPE_CHECKING
 
@@ -16,25 +16,26 @@ if TYPE_CHECKING:
 
 
 def prepare_for_bf16(model: "PreTrainedModel | PeftModel", train: TrainConfig) -> None:
-    """Reduces the memory and time of training with autocast to bf16; does nothing without it.
+    """Reduces the memory and time of training with autocast to bf16 on a CPU; does nothing otherwise.
 
     Args:
         model: The model with its adapter.
         train: The train section.
     """
-    if not converts_frozen(train):
+    if not prepares(train):
         return
     convert_frozen(model)
     for layer in model.modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer) and all(isinstance(each, nn.Identity) for each in layer.lora_dropout.values()):
             layer.cast_input_dtype_enabled = False  # PEFT would copy an input to fp32, and autocast that back to bf16
-    if is_decoder_only(model.config) and not torch.cuda.is_available():
+    if is_decoder_only(model.config):
         recompute_attention(model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def converts_frozen(train: TrainConfig) -> bool:
-    """Whether frozen weights are kept in bf16; DeepSpeed and the Neuron backend have their own precision."""
-    return train.bf16 and train.backend == "torch" and train.deepspeed is None
+def prepares(train: TrainConfig) -> bool:
+    """Whether `prepare_for_bf16` changes the model; DeepSpeed and the Neuron backend have their own precision."""
+    on_cpu = not torch.cuda.is_available()  # on GPUs, DataParallel would compute without autocast
+    return train.bf16 and train.backend == "torch" and train.deepspeed is None and on_cpu
 
 
 def convert_frozen(model: "PreTrainedModel | PeftModel") -> None:

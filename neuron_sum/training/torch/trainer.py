@@ -110,10 +110,12 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """Sum the loss and the label tokens for evaluation_loop."""
-        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        tokens = self._get_num_items_in_batch([inputs], self.args.device)
-        self._validation += torch.stack([loss.double() * tokens, tokens.double()]).to(self._validation)
+        """Sum the loss and the label tokens for evaluation_loop, in slices."""
+        for part in slices(inputs, self._config, decoder_only=is_decoder_only(self.model.config)):
+            tokens = self._get_num_items_in_batch([part], self.args.device)
+            loss, _, _ = super().prediction_step(model, part, prediction_loss_only, ignore_keys)
+            if tokens:  # a slice may have only rows that fill a batch
+                self._validation += torch.stack([loss.double() * tokens, tokens.double()]).to(self._validation)
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
