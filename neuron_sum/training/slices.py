@@ -58,7 +58,7 @@ def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[
         return
     flat = batch["attention_mask"].dim() == 2
     # The longest first: later ones fit into the memory that it leaves
-    order = (batch["attention_mask"] > 0).sum(1).argsort(descending=True) if flat else torch.arange(rows)
+    order = (batch["attention_mask"] > 0).sum(1).argsort(descending=True, stable=True) if flat else torch.arange(rows)
     for members in order.tensor_split(-(-rows // count)):
         part = {name: tensor[members] for name, tensor in batch.items()}
         yield _without_padding(part, decoder_only=decoder_only) if flat else part
