@@ -9,11 +9,11 @@ the model is subtracted. Prints a table, the versions and the load of the machin
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,14 +72,14 @@ def measure(options: argparse.Namespace, method: str, logits: str) -> dict[str, 
     changes += [f"train.gradient_checkpointing={str(options.checkpointing).lower()}"]
     changes += ["method=full"] if method == "full" else []
     recipe = load_recipe("tinyllama-lora", changes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     model: Any = adapters.attach(models.model_class_of(config)(config), recipe.method, seed=0).train()
     prepare_for_bf16(model, recipe.train)
     if options.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = models.count_parameters(model)
     seconds = steps(model, config, options, all_logits=logits == "all")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_bytes() - before
     positions = options.source + options.target if logits == "all" else options.target
     return {
         "seconds": seconds,
@@ -87,6 +87,12 @@ def measure(options: argparse.Namespace, method: str, logits: str) -> dict[str, 
         "peak": peak,
         "estimated": estimated(config, parameters, recipe, options, positions),
     }
+
+
+def peak_bytes() -> int:
+    """The peak of this process; getrusage would include that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def estimated(

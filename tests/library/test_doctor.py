@@ -401,7 +401,8 @@ def test_a_recipe_is_checked_on_a_machine_without_neuron_chips(tmp_path: Path) -
         ),
         "neuron": "note",
     }
-    assert here("train.per_device_train_batch_size=100000")["memory of the training"] == "blocks"
+    whole_batches = ("train.fsdp=true", "train.per_device_train_batch_size=100000")
+    assert here(*whole_batches)["memory of the training"] == "blocks"
     assert here("train.backend=neuron", "train.shapes.plan=packed")["train.backend"] == "blocks"
     assert here("data.source=jsonl", f"data.path={tmp_path}")["data"] == "ok"
     assert here("data.source=jsonl", f"data.path={tmp_path}/none")["data"] == "blocks"
