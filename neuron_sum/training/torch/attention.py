@@ -21,8 +21,6 @@ def recompute_attention(model: PreTrainedModel) -> None:
     Args:
         model: A decoder-only model.
     """
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
     model.set_attn_implementation(NAME)
 
 
@@ -60,3 +58,7 @@ def _attention(
 
     result = checkpoint(products, query, key, value, use_reentrant=False, preserve_rng_state=dropout > 0)
     return result.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, eager_mask)
