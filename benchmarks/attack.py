@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,6 +59,11 @@ class Finding:
         self.requests += 1
         if answer.status_code not in allowed:
             self.faults.append(f"{request}: {answer.status_code}")
+
+    def expect_unchanged(self, target: Target, before: dict[str, Any]) -> None:
+        """Record a difference of the server's state."""
+        if (after := target.state()) != before:
+            self.faults.append(f"the server was changed: {before} became {after}")
 
 
 def foreign_host(target: Target) -> Finding:
@@ -97,8 +103,7 @@ def _on_every_route(target: Target, attempts: Sequence[dict[str, str]]) -> Findi
                 # With the token: a browser that has it must also be rejected.
                 answer = http.request(method, path, headers={**target.owner, **headers})
                 finding.expect(answer, [403], f"{headers} {method} {path}")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 
@@ -130,8 +135,7 @@ def no_token(target: Target) -> Finding:
                 finding.expect(answer, [401], f"{headers} POST /models as {content_type}")
         if fetched:
             finding.faults.append(f"the server fetched {fetched}")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 
@@ -157,8 +161,7 @@ def other_spellings(target: Target) -> Finding:
             finding.requests += 1
             if status and status[0] < 400:
                 finding.faults.append(f"{method} {path}: {status[0]}")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 
@@ -196,8 +199,7 @@ def foreign_models(target: Target) -> Finding:
             finding.faults.append(f"the server fetched {fetched}")
         if (folder / "ran").exists():
             finding.faults.append("the server ran foreign code")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 
@@ -236,8 +238,7 @@ def adapter_names(target: Target) -> Finding:
         for source in (folder, "/dev/zero", "/proc/self", "http://127.0.0.1:9/", "\x00", "x" * 5000):
             answer = http.post(adapters, params={"name": "fine", "src": source})
             finding.expect(answer, [400, 422], f"registering from {source[:40]!r}")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 
@@ -300,8 +301,7 @@ def smuggling(target: Target) -> Finding:
         finding.requests += 1
         if any(status < 400 for status in statuses[1:]):
             finding.faults.append(f"{headers!r}: {statuses}")
-    if target.state() != before:
-        finding.faults.append("the server was changed")
+    finding.expect_unchanged(target, before)
     return finding
 
 

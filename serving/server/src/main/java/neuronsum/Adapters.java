@@ -1,5 +1,6 @@
 package neuronsum;
 
+import ai.djl.inference.streaming.ChunkedBytesSupplier;
 import ai.djl.modality.Input;
 import ai.djl.modality.Output;
 import ai.djl.serving.http.DescribeAdapterResponse;
@@ -21,6 +22,7 @@ import io.netty.handler.codec.http.HttpMethod;
 import io.netty.handler.codec.http.HttpResponseStatus;
 import io.netty.handler.codec.http.QueryStringDecoder;
 
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
@@ -33,6 +35,7 @@ import java.util.Map;
 import java.util.Properties;
 import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -50,6 +53,9 @@ final class Adapters {
 
     /** The folder of the artifact's adapters, in that of the model. */
     private static final String FOLDER = "artifact/adapters";
+
+    /** Seconds to wait for a worker's answer. */
+    private static final int LIMIT_S = 60;
 
     /** The largest number of adapters in an answer. */
     private static final int PAGE = 100;
@@ -208,11 +214,7 @@ final class Adapters {
             ChannelHandlerContext ctx, CompletableFuture<Output> result, String action, Consumer<String> send) {
         result.thenAcceptAsync(
                         output -> {
-                            byte[] data = output.getData().getAsBytes(); // waits for the worker, at most a minute
-                            if (data.length == 0) { // the answer was lost (see Exchange.write)
-                                throw new IllegalStateException("no answer");
-                            }
-                            String text = new String(data, StandardCharsets.UTF_8);
+                            String text = text((ChunkedBytesSupplier) output.getData());
                             if (output.getCode() < 300) {
                                 send.accept(text);
                             } else {
@@ -225,6 +227,24 @@ final class Adapters {
                             Errors.send(ctx, 503, "no answer on whether the adapter was " + action + "; try again");
                             return null;
                         });
+    }
+
+    /**
+     * The worker's answer, for which this waits at most a minute.
+     *
+     * <p>The first chunk is read before asking for more, as in InferenceRequestHandler, which pom.xml changes: hasNext
+     * is false while the only chunk is being appended, so that getAsBytes loses it.
+     */
+    private static String text(ChunkedBytesSupplier answer) {
+        ByteArrayOutputStream chunks = new ByteArrayOutputStream();
+        try {
+            do {
+                chunks.writeBytes(answer.nextChunk(LIMIT_S, TimeUnit.SECONDS));
+            } while (answer.hasNext());
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
+        return chunks.toString(StandardCharsets.UTF_8);
     }
 
     static boolean hasSlots(ModelInfo<Input, Output> info) {
