@@ -1,19 +1,28 @@
 """Tokenization of examples for training; counts the texts that are cut."""
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from neuron_sum.data.examples import Example
-from neuron_sum.prompts import MAX_CHARACTERS_PER_TOKEN, Prompt, Tokenizer, control_ids, start_of, without_control
+from neuron_sum.prompts import (
+    MAX_CHARACTERS_PER_TOKEN,
+    Prompt,
+    Tokenizer,
+    control_ids,
+    start_of,
+    token_rows,
+    without_control,
+)
 from neuron_sum.recipes.schema import DataConfig
 from neuron_sum.sections import SectionCoder, Sections
 
 IGNORED = -100
 """The label that torch's cross entropy ignores."""
 
-Features = dict[str, list[int]]
+Features = Mapping[str, Sequence[int]]
 
 HIGH_SHARE = 0.05
 """The share of unknown tokens from which a model cannot read the text."""
@@ -104,7 +113,7 @@ def encode(
         pairs = groupby(zip(used, features, strict=True), key=lambda pair: pair[0].dialogue)
         features = [share_prefix([feature for _, feature in group]) for _, group in pairs]
     return Encoded(
-        tuple(features),
+        tuple({name: array("i", row) for name, row in feature.items()} for feature in features),
         sources_cut=sum(source.truncated for source in sources),
         targets_cut=sum(is_cut),
     )
@@ -130,7 +139,7 @@ def target_tokens(
         coded = [coder.encode(reference) for reference in references]
         return [tokens for tokens, _ in coded], [is_cut or len(tokens) >= longest for tokens, is_cut in coded]
     starts = [start_of(reference, MAX_CHARACTERS_PER_TOKEN * longest) for reference in references]
-    tokenized: list[list[int]] = tokenizer(starts, add_special_tokens=False)["input_ids"] if references else []
+    tokenized = token_rows(tokenizer, starts)
     control = control_ids(tokenizer)
     for number, row in enumerate(tokenized):
         if not control.isdisjoint(row):
@@ -153,7 +162,7 @@ def share_prefix(examples: Sequence[Features]) -> Features:
     prompts = [[token for token, label in zip(*each.values(), strict=True) if label == IGNORED] for each in examples]
     limit = min(map(len, prompts)) - 1  # the last token of a prompt predicts the answer, so that it is in the branch
     shared = next((at for at in range(limit) if len({prompt[at] for prompt in prompts}) > 1), limit)
-    merged: Features = {name: list(examples[0][name][:shared]) for name in ("input_ids", "labels")}
+    merged = {name: list(examples[0][name][:shared]) for name in ("input_ids", "labels")}
     merged["branches"], merged["position_ids"] = [0] * shared, list(range(shared))
     for branch, each in enumerate(examples, 1):
         length = len(each["input_ids"])

@@ -41,7 +41,7 @@ def test_t5_gets_prompt_and_summary_separately() -> None:
 
 def test_llama_learns_the_answer_and_not_the_prompt() -> None:
     made = encode([EXAMPLE], LLAMA, COURSE, DataConfig(), decoder_only=True)
-    row = made[0]
+    row = {name: list(values) for name, values in made[0].items()}
     assert len(row["input_ids"]) == len(row["labels"])
     prompt_length = row["labels"].count(IGNORED)
     assert row["input_ids"][:prompt_length] == LLAMA(COURSE.render(EXAMPLE.dialogue))["input_ids"]
