@@ -1,21 +1,23 @@
 """Slices of a batch: on a CPU, groups of rows are computed one after another, and their gradients are added.
 
 The loss and the gradients are those of the whole batch, because the loss is a sum over all label tokens of the step.
-The memory for activations is that of one slice, and rows of similar length need less padding. On a CPU a slice of about
-a thousand positions is as fast as larger ones (docs/training.md).
+The memory for activations is that of one slice, and rows of similar length need less padding. docs/training.md compares
+speed and memory for sizes of slices.
 """
 
 from collections.abc import Iterator
 
 import torch
+from transformers import PretrainedConfig
 
 from neuron_sum.data.encoding import IGNORED
 from neuron_sum.data.layouts import Shape, rounded_up
 from neuron_sum.data.rows import Batch
+from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import TrainConfig
 
-POSITIONS = 1_100
-"""The largest number of positions in a slice of more than one row."""
+VALUES = 800 * 576
+"""The largest number of positions in a slice of more than one row, times the model's width: 800 of SmolLM2-135M."""
 
 TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 """The tensors of an encoder-decoder model with the length of the target."""
@@ -30,29 +32,30 @@ def in_slices(train: TrainConfig) -> bool:
     return not (torch.cuda.is_available() or train.fsdp or train.deepspeed is not None)
 
 
-def largest_slice(rows: int, shape: Shape, *, decoder_only: bool) -> tuple[int, float]:
+def largest_slice(rows: int, shape: Shape, config: PretrainedConfig) -> tuple[int, float]:
     """The rows of the longest slice, and the positions of the largest one as a multiple of the positions of these rows.
 
     Args:
         rows: The number of rows of a batch.
         shape: The longest row; for a decoder-only model, target_len is not added to source_len.
-        decoder_only: Whether the model is decoder-only.
+        config: The configuration of the model.
     """
-    length = shape.source_len if decoder_only else sum(shape)
-    longest = min(rows, max(1, POSITIONS // length))
-    return longest, max(1.0, min(POSITIONS, rows * length) / (longest * length))
+    positions = VALUES // int(config.hidden_size)
+    length = shape.source_len if is_decoder_only(config) else sum(shape)
+    longest = min(rows, max(1, positions // length))
+    return longest, max(1.0, min(positions, rows * length) / (longest * length))
 
 
-def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[Batch]:
+def slices(batch: Batch, train: TrainConfig, config: PretrainedConfig) -> Iterator[Batch]:
     """Divides a batch into slices of almost equal numbers of rows of similar length, without needless padding.
 
     Args:
         batch: A batch of Collator.
         train: The train section.
-        decoder_only: Whether it is a batch for a decoder-only model.
+        config: The configuration of the model.
     """
     rows, source_len = batch["input_ids"].shape
-    count, _ = largest_slice(rows, Shape(source_len, batch["labels"].shape[1]), decoder_only=decoder_only)
+    count, _ = largest_slice(rows, Shape(source_len, batch["labels"].shape[1]), config)
     if count == rows or not in_slices(train):
         yield batch
         return
@@ -61,7 +64,7 @@ def slices(batch: Batch, train: TrainConfig, *, decoder_only: bool) -> Iterator[
     order = (batch["attention_mask"] > 0).sum(1).argsort(descending=True, stable=True) if flat else torch.arange(rows)
     for members in order.tensor_split(-(-rows // count)):
         part = {name: tensor[members] for name, tensor in batch.items()}
-        yield _without_padding(part, decoder_only=decoder_only) if flat else part
+        yield _without_padding(part, decoder_only=is_decoder_only(config)) if flat else part
 
 
 def _without_padding(part: Batch, *, decoder_only: bool) -> Batch:

@@ -316,7 +316,7 @@ def prepare(
     seconds = None
     measurable = together == 1 and BACKENDS[recipe.train.backend].computes_here
     if measurable and memory.fits:  # the measured step runs the whole model in one process
-        seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train)
+        seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train, expected.steps)
     duration = (
         f"this will take about {console.duration(seconds)}" if seconds else "the progress bar shows the remaining time"
     )

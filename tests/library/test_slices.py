@@ -44,8 +44,8 @@ def test_slices_have_the_loss_and_gradients_of_their_batch(
     """Rows of 3 to 80 tokens, some of which only fill the batch."""
     if packed and (family, method) == ("llama", "prompt_tuning"):
         pytest.skip("a soft prompt of a decoder-only model is not packed")
-    monkeypatch.setattr(module, "POSITIONS", 200)
     config, decoder_only = CONFIGS[family], family == "llama"
+    monkeypatch.setattr(module, "VALUES", 200 * config.hidden_size)
     data = examples(config)
     rows = packed_rows(data, config, VIRTUAL if packed and method == "prompt_tuning" else 0)
     if not packed:
@@ -54,7 +54,7 @@ def test_slices_have_the_loss_and_gradients_of_their_batch(
     batches = [collator([rows[row] for row in batch]) for batch in rows.plan.batches(0)]
     filling = FilledRow([], Shape(120, 0 if decoder_only else 40))
     batches.append(collator([FilledRow(rows[rows.plan.rows(0)[0]].examples, filling.shape), filling, filling]))
-    parts = [part for batch in batches for part in slices(batch, TRAIN, decoder_only=decoder_only)]
+    parts = [part for batch in batches for part in slices(batch, TRAIN, config)]
     assert len(parts) > len(batches)
     assert sum(part["input_ids"].numel() for part in parts) <= sum(batch["input_ids"].numel() for batch in batches)
     assert sum(map(int, map(count_tokens, parts))) == sum(map(int, map(count_tokens, batches)))
@@ -72,37 +72,41 @@ def test_slices_have_the_loss_and_gradients_of_their_batch(
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
-def test_a_slice_has_at_most_the_positions_and_no_needless_padding(family: str) -> None:
+def test_a_slice_has_at_most_the_positions_and_no_needless_padding(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, decoder_only = CONFIGS[family], family == "llama"
+    monkeypatch.setattr(module, "VALUES", 800 * config.hidden_size)
     data = examples(config, count=200)
     plan = dataclasses.replace(packed_rows(data, config).plan, name="dynamic", shapes=(), batch_size=100)
     rows = RowSet(data, plan)
     batch = Collator(plan, config)([rows[row] for row in plan.batches(0)[0]])
-    parts = list(slices(batch, TrainConfig(per_device_train_batch_size=100), decoder_only=decoder_only))
+    parts = list(slices(batch, TrainConfig(per_device_train_batch_size=100), config))
     assert len(parts) > 5
     for part in parts:
         names = ("input_ids",) if decoder_only else ("input_ids", "labels")
-        assert sum(part[name].numel() for name in names) <= module.POSITIONS
+        assert sum(part[name].numel() for name in names) <= 800
         assert part["attention_mask"][:, -8:].any()
     assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
 
 
 def test_small_batches_sharded_models_and_gpus_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POSITIONS", 1000)
+    assert T5.hidden_size == LLAMA.hidden_size
+    monkeypatch.setattr(module, "VALUES", 1000 * T5.hidden_size)
     long = Shape(500, 100)
-    assert largest_slice(4, Shape(100, 100), decoder_only=False) == (4, 1)
-    assert largest_slice(4, long, decoder_only=True) == (2, 1)
-    assert largest_slice(4, long, decoder_only=False) == (1, pytest.approx(1000 / 600)), "three rows of 333 positions"
-    assert largest_slice(1, long, decoder_only=False) == (1, 1)
-    assert largest_slice(4, Shape(5000, 0), decoder_only=True) == (1, 1)
+    assert largest_slice(4, Shape(100, 100), T5) == (4, 1)
+    assert largest_slice(4, long, LLAMA) == (2, 1)
+    assert largest_slice(4, long, T5) == (1, pytest.approx(1000 / 600)), "three rows of 333 positions"
+    assert largest_slice(1, long, T5) == (1, 1)
+    assert largest_slice(4, Shape(5000, 0), LLAMA) == (1, 1)
     ones = torch.ones(8, 300, dtype=torch.long)
     batch = {"input_ids": ones, "attention_mask": ones, "labels": ones}
     train_config = TrainConfig(per_device_train_batch_size=4)
-    assert len(list(slices(batch, train_config, decoder_only=True))) == 3
+    assert len(list(slices(batch, train_config, LLAMA))) == 3
     for other in ({"fsdp": True}, {"deepspeed": "zero.json"}):
-        assert len(list(slices(batch, train_config.model_copy(update=other), decoder_only=True))) == 1
+        assert len(list(slices(batch, train_config.model_copy(update=other), LLAMA))) == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert len(list(slices(batch, train_config, decoder_only=True))) == 1
+    assert len(list(slices(batch, train_config, LLAMA))) == 1
 
 
 @pytest.mark.parametrize("recipe", ["micro", "micro_llama"])
@@ -121,8 +125,8 @@ def test_a_run_in_slices_is_the_same_run(
         return parts
 
     monkeypatch.setattr(trainer, "slices", counted)
-    for name, positions in (("whole", 10_000), ("slices", 300)):
-        monkeypatch.setattr(module, "POSITIONS", positions)
+    for name, values in (("whole", 320_000), ("slices", 9_600)):
+        monkeypatch.setattr(module, "VALUES", values)
         counts.clear()
         train(loaded, tmp_path / name)
         assert (max(counts) > 2) == (name == "slices")
@@ -136,16 +140,23 @@ def test_a_run_in_slices_is_the_same_run(
 
 
 @pytest.mark.slow
-def test_processes_that_compute_in_slices_have_the_loss_of_one(
-    tmp_path: Path, micro: Path, neuron_sum: CommandLine
+@pytest.mark.parametrize(("recipe", "width"), [("micro", "d_model"), ("micro_llama", "hidden_size")])
+def test_processes_with_different_numbers_of_slices_have_the_loss_of_one(
+    recipe: str, width: str, tmp_path: Path, request: pytest.FixtureRequest, neuron_sum: CommandLine
 ) -> None:
-    common = ("model.config.dropout_rate=0.0", "train.max_steps=4", "train.group_by_length=false")
+    dropout = ["model.config.dropout_rate=0.0"] if recipe == "micro" else []
+    common = (*dropout, f"model.config.{width}=512", "train.max_steps=4", "train.group_by_length=false")
+    micro = request.getfixturevalue(recipe)
     one = neuron_sum("train", str(micro), *common, "train.per_device_train_batch_size=32", "--output", "one")
     assert one.returncode == 0, one.stderr
     halves = (*common, "train.per_device_train_batch_size=16", "--output", "two")
     two = neuron_sum("train", str(micro), *halves, launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
-    losses = [[loss for (loss,) in log(tmp_path / run, "loss")] for run in ("one", "two")]
+    runs = [RunFolder(tmp_path / name, load_recipe(str(micro))) for name in ("one", "two")]
+    losses = [
+        [*(entry["loss"] for entry in run.read_log() if "loss" in entry), run.read_results()["eval_loss"]]
+        for run in runs
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
 
 

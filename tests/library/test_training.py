@@ -33,6 +33,7 @@ from neuron_sum.errors import DataError, ResourceError, RunError
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.runs.folder import RunFolder, describe_damage, open_run, start_run
 from neuron_sum.training import loss as loss_module
+from neuron_sum.training import slices
 from neuron_sum.training.callbacks import MarkComplete
 from neuron_sum.training.estimate import memory
 from neuron_sum.training.estimate.memory import DeviceMemory
@@ -238,6 +239,7 @@ def test_rows_that_do_not_fit_are_rejected_with_a_batch_that_does(
     tmp_path: Path, micro: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 rows of at most 199 positions are computed five at a time, and there is room for two."""
+    monkeypatch.setattr(slices, "VALUES", 1000 * 32)
     options = ["train.per_device_train_batch_size=100", "train.gradient_accumulation_steps=2", "train.max_steps=1"]
     recipe = load_recipe(str(micro), options)
     needed = prepare(recipe, tmp_path / "run").estimate.memory

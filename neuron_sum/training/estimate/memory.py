@@ -151,7 +151,7 @@ def device_memory(
     """
     rows, larger = recipe.train.per_device_train_batch_size, 1.0
     if in_slices(recipe.train):
-        rows, larger = largest_slice(rows, shape, decoder_only=is_decoder_only(config))
+        rows, larger = largest_slice(rows, shape, config)
     train = recipe.train.model_copy(update={"per_device_train_batch_size": rows})
     shards = processes if train.fsdp or train.deepspeed else 1
     model = model_memory(config, parameters, shape, train, shards=shards, optimizer_shards=shards)

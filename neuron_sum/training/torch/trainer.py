@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from neuron_sum.data.encoding import IGNORED
 from neuron_sum.data.rows import Batch, RowSet, count_tokens
 from neuron_sum.models.base import is_decoder_only
 from neuron_sum.recipes.schema import TrainConfig
@@ -80,7 +81,7 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
             self._rotation = None
         tokens = count_tokens(inputs).to(self.args.device)
         self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
-        *others, last = slices(inputs, self._config, decoder_only=is_decoder_only(self.model.config))
+        *others, last = slices(inputs, self._config, self.model.config)
         loss = torch.zeros((), device=self.args.device)
         for part in [*others, last]:
             with nullcontext() if part is last else self.accelerator.no_sync(model):
@@ -110,12 +111,16 @@ class HFTrainer(transformers.Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """Sum the loss and the label tokens for evaluation_loop, in slices."""
-        for part in slices(inputs, self._config, decoder_only=is_decoder_only(self.model.config)):
-            tokens = self._get_num_items_in_batch([part], self.args.device)
-            loss, _, _ = super().prediction_step(model, part, prediction_loss_only, ignore_keys)
-            if tokens:  # a slice may have only rows that fill a batch
-                self._validation += torch.stack([loss.double() * tokens, tokens.double()]).to(self._validation)
+        """Sum the loss and the label tokens for evaluation_loop, in slices.
+
+        transformers would exchange the number of tokens in every slice, of which processes may have different numbers.
+        """
+        inputs = self._prepare_inputs(inputs)
+        for part in slices(inputs, self._config, self.model.config):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, part)
+            if tokens := int((part["labels"] != IGNORED).sum()):  # a slice may have only rows that fill a batch
+                self._validation += torch.stack([loss.double() * tokens, loss.new_tensor(tokens)]).to(self._validation)
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
