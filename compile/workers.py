@@ -82,11 +82,12 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Job]:
                     idle.append(worker)
                 yield job
     finally:
-        for worker in idle:
-            worker.close()
-        for worker in workers:
-            worker.end(CLOSING_S if worker in idle else 0)
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.ExitStack() as ending:  # ends every process, also if a second Ctrl-C interrupts one end
+            ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+            for worker in workers:
+                ending.callback(worker.end, CLOSING_S if worker in idle else 0)
+            for worker in idle:
+                ending.callback(worker.close)
 
 
 class _Worker:

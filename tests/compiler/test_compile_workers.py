@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from compile import workers
 from compile.exporters.own import make_plan
 from compile.source import open_source
 from compile.workers import Job, compile_all
@@ -89,6 +90,22 @@ def test_an_abandoned_iterator_leaves_no_process(jobs: Any) -> None:
     going = compile_all(jobs(Told(True)), 2)
     next(going)
     going.close()
+    left = psutil.Process().children(recursive=True)
+    assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
+
+
+def test_a_second_stop_while_processes_are_ended_leaves_none(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = workers._Worker.end
+
+    def interrupted(worker: workers._Worker, seconds: float) -> None:
+        end(worker, seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers._Worker, "end", interrupted)
+    going = compile_all(jobs(Told(True)), 2)
+    next(going)
+    with pytest.raises(KeyboardInterrupt):
+        going.close()
     left = psutil.Process().children(recursive=True)
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
 
