@@ -179,7 +179,7 @@ def train_with_peft(recipe: Recipe, folder: Path, *, best: bool) -> tuple[float,
     trainer = transformers.Trainer(
         model=peft.get_peft_model(model, adapter),
         args=arguments,
-        train_dataset=[dict(feature) for feature in data.features],
+        train_dataset=[{name: list(ids) for name, ids in feature.items()} for feature in data.features],
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[clock],
     )

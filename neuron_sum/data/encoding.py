@@ -32,7 +32,7 @@ UNKNOWN_TEXTS, UNKNOWN_SHOWN = 200, 12
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized examples for a data collator.
+    """Tokenized examples for Collator.
 
     Attributes:
         features: One entry per (dialogue, reference): input_ids and labels. The claims about one dialogue are one entry

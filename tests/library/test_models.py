@@ -55,7 +55,8 @@ def batch(model: object, tokenizer: object) -> dict[str, torch.Tensor]:
         DataConfig(),
         decoder_only=models.is_decoder_only(model.config),
     )
-    return dict(DataCollatorForSeq2Seq(tokenizer)(list(encoded.features)))
+    features = [{name: list(ids) for name, ids in feature.items()} for feature in encoded.features]
+    return dict(DataCollatorForSeq2Seq(tokenizer)(features))
 
 
 @pytest.mark.parametrize(
