@@ -51,7 +51,9 @@ class Target:
         """The models, their workers and adapters, which a successful attack would change."""
         with httpx.Client(base_url=self.url, headers=self.owner, timeout=TIMEOUT_S) as http:
             models = http.get("/models").raise_for_status().json()["models"]
-            adapters = http.get(f"/models/{self.model}/adapters")
+            adapters = http.get(f"/models/{self.model}/adapters")  # 400 for a model without slots
+            if adapters.is_server_error:
+                adapters.raise_for_status()
             [described] = http.get(f"/models/{self.model}").raise_for_status().json()
         workers = [group["device"]["deviceType"] for each in described["models"] for group in each["workerGroups"]]
         return {"models": models, "adapters": adapters.text, "workers": workers}

@@ -18,6 +18,8 @@ from neuron_sum.recipes.schema import TrainConfig
 
 VALUES = 800 * 576
 """The largest number of positions in a slice of more than one row, times the model's width: 800 of SmolLM2-135M."""
+LEAST = 400
+"""That number of positions for every wider model, because each pass has a fixed cost."""
 
 TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 """The tensors of an encoder-decoder model with the length of the target."""
@@ -40,7 +42,7 @@ def largest_slice(rows: int, shape: Shape, config: PretrainedConfig) -> tuple[in
         shape: The longest row; for a decoder-only model, target_len is not added to source_len.
         config: The configuration of the model.
     """
-    positions = VALUES // int(config.hidden_size)
+    positions = max(VALUES // int(config.hidden_size), LEAST)
     length = shape.source_len if is_decoder_only(config) else sum(shape)
     longest = min(rows, max(1, positions // length))
     return longest, max(1.0, min(positions, rows * length) / (longest * length))

@@ -14,7 +14,7 @@ from configs import LLAMA, T5
 from tiny_families import KINDS, values_of
 from training_rows import METHODS, VIRTUAL, examples, loss_and_gradients, made, packed_rows, worst_difference
 from training_runs import TORCHRUN, assert_a_kill_changes_nothing, log, weights
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaConfig
 
 from neuron_sum.data.layouts import Shape
 from neuron_sum.data.rows import Batch, Collator, FilledRow, RowSet, count_tokens
@@ -35,6 +35,13 @@ TRAIN = TrainConfig(per_device_train_batch_size=8)
 CONFIGS = {"t5": T5, "llama": LLAMA}
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    """Sets the largest number of positions of a slice for models of the tests' width."""
+    assert T5.hidden_size == LLAMA.hidden_size == 32
+    monkeypatch.setattr(module, "VALUES", positions * 32)
+    monkeypatch.setattr(module, "LEAST", 1)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("method", ["full", "prompt_tuning"])
 @pytest.mark.parametrize("family", ["t5", "llama"])
@@ -45,7 +52,7 @@ def test_slices_have_the_loss_and_gradients_of_their_batch(
     if packed and (family, method) == ("llama", "prompt_tuning"):
         pytest.skip("a soft prompt of a decoder-only model is not packed")
     config, decoder_only = CONFIGS[family], family == "llama"
-    monkeypatch.setattr(module, "VALUES", 200 * config.hidden_size)
+    limit(monkeypatch, 200)
     data = examples(config)
     rows = packed_rows(data, config, VIRTUAL if packed and method == "prompt_tuning" else 0)
     if not packed:
@@ -76,7 +83,7 @@ def test_a_slice_has_at_most_the_positions_and_no_needless_padding(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, decoder_only = CONFIGS[family], family == "llama"
-    monkeypatch.setattr(module, "VALUES", 800 * config.hidden_size)
+    limit(monkeypatch, 800)
     data = examples(config, count=200)
     plan = dataclasses.replace(packed_rows(data, config).plan, name="dynamic", shapes=(), batch_size=100)
     rows = RowSet(data, plan)
@@ -90,9 +97,13 @@ def test_a_slice_has_at_most_the_positions_and_no_needless_padding(
     assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
 
 
+def test_wide_models_have_slices_of_at_least_400_positions() -> None:
+    assert largest_slice(8, Shape(100, 0), LlamaConfig(hidden_size=4096)) == (4, 1)
+    assert largest_slice(8, Shape(100, 0), LlamaConfig(hidden_size=576)) == (8, 1)
+
+
 def test_small_batches_sharded_models_and_gpus_have_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert T5.hidden_size == LLAMA.hidden_size
-    monkeypatch.setattr(module, "VALUES", 1000 * T5.hidden_size)
+    limit(monkeypatch, 1000)
     long = Shape(500, 100)
     assert largest_slice(4, Shape(100, 100), T5) == (4, 1)
     assert largest_slice(4, long, LLAMA) == (2, 1)
@@ -125,8 +136,8 @@ def test_a_run_in_slices_is_the_same_run(
         return parts
 
     monkeypatch.setattr(trainer, "slices", counted)
-    for name, values in (("whole", 320_000), ("slices", 9_600)):
-        monkeypatch.setattr(module, "VALUES", values)
+    for name, positions in (("whole", 10_000), ("slices", 300)):
+        limit(monkeypatch, positions)
         counts.clear()
         train(loaded, tmp_path / name)
         assert (max(counts) > 2) == (name == "slices")
@@ -144,6 +155,7 @@ def test_a_run_in_slices_is_the_same_run(
 def test_processes_with_different_numbers_of_slices_have_the_loss_of_one(
     recipe: str, width: str, tmp_path: Path, request: pytest.FixtureRequest, neuron_sum: CommandLine
 ) -> None:
+    """Of the 12 rows of validation, one process computes 8 at once, and the other one 4."""
     dropout = ["model.config.dropout_rate=0.0"] if recipe == "micro" else []
     common = (*dropout, f"model.config.{width}=512", "train.max_steps=4", "train.group_by_length=false")
     micro = request.getfixturevalue(recipe)

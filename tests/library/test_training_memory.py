@@ -13,7 +13,7 @@ from neuron_sum.data.layouts import Shape
 from neuron_sum.models.base import ParameterCount
 from neuron_sum.recipes.loading import load_recipe
 from neuron_sum.training.estimate.activations import activation_bytes
-from neuron_sum.training.estimate.memory import device_memory
+from neuron_sum.training.estimate.memory import PROCESS_BYTES, device_memory
 
 SMOLLM2_135M = LlamaConfig(
     vocab_size=49152,
@@ -54,7 +54,10 @@ def test_the_estimate_is_within_a_quarter_of_a_measured_run(
     if method == "lora":
         count = ParameterCount(ADAPTER, PARAMETERS + ADAPTER)
     estimate = device_memory(SMOLLM2_135M, count, Shape(517, logits), recipe, processes=1)
-    assert (recipe.train.per_device_train_batch_size, estimate.rows) == (4, 1)
+    assert (recipe.train.per_device_train_batch_size, estimate.rows) == (4, pytest.approx(800 / 517))
+    without = estimate.memory - 0.3 * estimate.activations - PROCESS_BYTES
+    one = "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=4"
+    assert estimate.smaller_batch(without, recipe.train) == one
     assert estimate.memory == pytest.approx(measured, rel=0.25)
 
 

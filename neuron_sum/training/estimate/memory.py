@@ -61,14 +61,14 @@ class ModelMemory:
         gradients: Bytes of gradients of the trainable parameters.
         optimizer: Bytes of AdamW's two moments.
         activations: Bytes of the rows computed at once that are stored for the backward pass.
-        rows: Rows computed at once.
+        rows: Rows of the longest length computed at once; more, shorter rows of a slice are a fraction of them.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    rows: int
+    rows: float
 
     @property
     def memory(self) -> float:
@@ -158,7 +158,7 @@ def device_memory(
     if model.activations > SMALL:
         counted = activation_bytes(config, shape, recipe.model_copy(update={"train": train}))
         model = dataclasses.replace(model, activations=counted)
-    model = dataclasses.replace(model, activations=model.activations * larger)
+    model = dataclasses.replace(model, activations=model.activations * larger, rows=rows * larger)
     available, device = available_memory()
     return DeviceMemory(**dataclasses.asdict(model), available=available, device=device)
 

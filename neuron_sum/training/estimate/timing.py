@@ -1,5 +1,6 @@
 """The duration of a step, measured with the prepared model on this machine."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: 
     Returns:
         Seconds per optimizer step, without the update by the optimizer.
     """
-    batches = rows.plan.batches(0)[: steps * train.gradient_accumulation_steps]
+    epoch = rows.plan.batches(0)
+    batches = epoch[: steps * train.gradient_accumulation_steps]
+    per_step = len(batches) / min(steps, math.ceil(len(epoch) / train.gradient_accumulation_steps))
     sizes = [len(batch) * sum(rows.plan.shape_of(batch)) for batch in batches]
     median = sorted(range(len(batches)), key=sizes.__getitem__)[len(batches) // 2]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,7 +56,7 @@ def seconds_per_step(model: "PreTrainedModel | PeftModel", rows: RowSet, train: 
             if seconds < WARM_S:
                 seconds = _forward_and_backward(model, parts, loss, train)
     model.eval()
-    return seconds * statistics.mean(sizes) / sizes[median] * train.gradient_accumulation_steps
+    return seconds * statistics.mean(sizes) / sizes[median] * per_step
 
 
 def _forward_and_backward(

@@ -242,7 +242,11 @@ final class Adapters {
                 chunks.writeBytes(answer.nextChunk(LIMIT_S, TimeUnit.SECONDS));
             } while (answer.hasNext());
         } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
             throw new IllegalStateException(e);
+        }
+        if (chunks.size() == 0) {
+            throw new IllegalStateException("an empty answer");
         }
         return chunks.toString(StandardCharsets.UTF_8);
     }
