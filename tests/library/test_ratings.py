@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 import pytest
 from in_process import neuron_sum
+from local_pages import wrong_tokens
 from rated_comparisons import RESULTS, SYSTEMS, comparison, rate_all, session_of, write_comparison
 
 from neuron_sum import files
@@ -462,9 +463,9 @@ def test_only_the_page_may_send_requests_and_no_answer_names_a_system(
             {"Sec-Fetch-Site": "same-site"},
         ):
             assert httpx.post(f"{url}/choose", json=content, headers=headers).status_code == 403
-        for place in ("/choose", f"{url[len(root) : -1]}x/choose"):
-            assert httpx.post(f"{root}{place}", json=content).status_code == 403, "without the token"
-        assert httpx.get(f"{root}/").status_code == 403
+        for wrong in wrong_tokens(url):
+            assert httpx.post(f"{root}{wrong}/choose", json=content).status_code == 403, wrong
+            assert httpx.get(f"{root}{wrong}/").status_code == 403, wrong
         assert httpx.post(f"{url}/choose", data=content).status_code == 415
         assert httpx.post(f"{url}/choose", json={**content, "reason": "x" * 70_000}).status_code == 413
         for wrong in ([], {}, {"rater": "Ann"}, {**content, "number": 20}, {**content, "choice": "middle"}):

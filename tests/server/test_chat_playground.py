@@ -10,6 +10,7 @@ import httpx
 import pytest
 from chat_server import ChatServer, Step, answer, error, part, running
 from in_process import neuron_sum
+from local_pages import wrong_tokens
 from playwright.sync_api import Browser, expect
 
 from serving.playground import playground
@@ -81,10 +82,10 @@ def test_only_the_page_may_send_requests(server: ChatServer, url: str) -> None:
     assert httpx.get(f"{url}/etc/passwd").status_code == 404
     assert len(server.seen) == count
     root = url.rpartition("/")[0]
-    for place in ("/", "/playground/models", f"{url[len(root) : -1]}x/", "/é/"):
-        assert httpx.get(f"{root}{place}").status_code == 403, "without the token"
-    for place in ("/playground/stream", f"{url[len(root) : -1]}/playground/stream"):
-        assert httpx.post(f"{root}{place}", json={"inputs": DIALOGUE}).status_code == 403
+    for wrong in (*wrong_tokens(url), "/é"):
+        for place in ("/", "/playground/models"):
+            assert httpx.get(f"{root}{wrong}{place}").status_code == 403, wrong
+        assert httpx.post(f"{root}{wrong}/playground/stream", json={"inputs": DIALOGUE}).status_code == 403, wrong
     assert len(server.seen) == count
     assert httpx.get(url).headers["Location"] == f"{url[len(root) :]}/"
     page = httpx.get(f"{url}/")
