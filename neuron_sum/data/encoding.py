@@ -96,7 +96,7 @@ def encode(
     tokenized, is_cut = target_tokens(references, tokenizer, data.max_target_length, sections)
     end = tokenizer.eos_token_id
     assert end is not None  # every tokenizer of a model has one
-    targets = iter([[*target[: data.max_target_length - 1], end] for target in tokenized])
+    targets = ([*target[: data.max_target_length - 1], end] for target in tokenized)
     features: list[Features] = []
     used: list[Example] = []
     for example, source in zip(examples, sources, strict=True):
@@ -106,17 +106,18 @@ def encode(
             used.append(example)
             if decoder_only:
                 labels = [IGNORED] * len(source.input_ids) + target
-                features.append({"input_ids": source.input_ids + target, "labels": labels})
+                features.append(_compact({"input_ids": source.input_ids + target, "labels": labels}))
             else:
-                features.append({"input_ids": source.input_ids, "labels": target})
+                features.append(_compact({"input_ids": source.input_ids, "labels": target}))
     if prompt.has_claim and decoder_only:
         pairs = groupby(zip(used, features, strict=True), key=lambda pair: pair[0].dialogue)
-        features = [share_prefix([feature for _, feature in group]) for _, group in pairs]
-    return Encoded(
-        tuple({name: array("i", row) for name, row in feature.items()} for feature in features),
-        sources_cut=sum(source.truncated for source in sources),
-        targets_cut=sum(is_cut),
-    )
+        features = [_compact(share_prefix([feature for _, feature in group])) for _, group in pairs]
+    return Encoded(tuple(features), sources_cut=sum(source.truncated for source in sources), targets_cut=sum(is_cut))
+
+
+def _compact(feature: Features) -> Features:
+    """The features of one example as arrays of 32-bit integers."""
+    return {name: array("i", values) for name, values in feature.items()}
 
 
 def target_tokens(
