@@ -184,7 +184,7 @@ class RunFolder:
     def marked_checkpoints(self) -> list[Path]:
         """The training checkpoints that have a completion mark, newest first."""
         marked = [mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARK}")]
-        return sorted(marked, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
+        return sorted(marked, key=step_of, reverse=True)
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete training checkpoint: all its files exist with their recorded sizes."""
@@ -193,6 +193,11 @@ class RunFolder:
     def model_source(self) -> str:
         """The source of the base model: base/ of the run, a folder, or a hub id."""
         return str(self.base) if self.base.is_dir() else folder_of(str(self.recipe.model.name_or_path))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a training checkpoint was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoint_sizes(folder: Path) -> dict[str, int]:
@@ -281,7 +286,7 @@ def start_run(path: Path, recipe: Recipe, *, processes: int, resume: bool, overw
             raise RunError(
                 f"{path} contains a finished run", "use --overwrite to replace it, or --output FOLDER to keep both"
             )
-        progress = f"saved at step {last.name.rpartition('-')[2]}" if last else "with no saved checkpoint"
+        progress = f"saved at step {step_of(last)}" if last else "with no saved checkpoint"
         raise RunError(
             f"{path} contains an unfinished run, {progress}", "use --resume to continue it, or --overwrite to restart"
         )

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from neuron_sum import console, files
 from neuron_sum.errors import DivergedError
-from neuron_sum.runs.folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes
+from neuron_sum.runs.folder import CHECKPOINT_MARK, RunFolder, checkpoint_sizes, step_of
 from neuron_sum.runs.tracking import MlflowRun
 
 FINITE = {"loss": "the training loss", "grad_norm": "the norm of the gradients", "eval_loss": "the validation loss"}
@@ -225,7 +225,7 @@ class StopOnDivergence(TrainerCallback):  # type: ignore[misc]
         """
         if finite:
             return
-        marked = {int(folder.name.rpartition("-")[2]): folder for folder in self._run.marked_checkpoints()}
+        marked = {step_of(folder): folder for folder in self._run.marked_checkpoints()}
         if console.is_main_process():
             for step, folder in marked.items():
                 if step > self._good_until:

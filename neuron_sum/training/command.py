@@ -60,7 +60,7 @@ def train(
             force=force,
             processes=launch.planned_processes(resolved.train, processes),
         )
-        expected = {**prepared.estimate.as_dict(), "seconds": prepared.seconds}
+        expected = {**prepared.estimate.as_dict(), "steps_left": prepared.steps_left, "seconds": prepared.seconds}
         console.emit(
             {"run": str(folder), "shapes": prepared.shapes.as_dict(), "estimate": expected},
             "dry run: nothing was written",

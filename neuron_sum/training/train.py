@@ -33,7 +33,7 @@ from neuron_sum.recipes.schema import SPLITS, ModelConfig, Recipe, Split
 from neuron_sum.runs.card import write_model_card
 from neuron_sum.runs.contents import is_run
 from neuron_sum.runs.fingerprint import DATA, TRAINED, Fingerprint, check, of_base, of_data, of_model, of_recipe
-from neuron_sum.runs.folder import RunFolder, describe_damage, start_run
+from neuron_sum.runs.folder import RunFolder, describe_damage, start_run, step_of
 from neuron_sum.runs.tracking import reporting
 from neuron_sum.sections import SectionCoder
 from neuron_sum.training.base import Trainer, TrainingData
@@ -70,7 +70,9 @@ class Prepared:
     plan: ShapePlan
     shapes: ShapeReport
     estimate: Estimate
+    steps_left: int
     seconds: float | None
+    """The estimated time of the steps that are left; None if it was not measured."""
     resumed: bool
     """Whether the folder contains an unfinished run, which continues."""
 
@@ -313,15 +315,20 @@ def prepare(
     console.note(str(expected))
     if not force:
         memory.check(recipe.train)
+    checkpoint = run.last_checkpoint() if resumed else None
+    left = expected.steps - (step_of(checkpoint) if checkpoint else 0)
+    steps = f"{left:,} of {expected.steps:,}" if checkpoint else f"{left:,}"
     seconds = None
     measurable = together == 1 and BACKENDS[recipe.train.backend].computes_here
-    if measurable and memory.fits:  # the measured step runs the whole model in one process
-        seconds = expected.steps * seconds_per_step(model, RowSet(data.train, plan), recipe.train, expected.steps)
+    if left and measurable and memory.fits:  # the measured step runs the whole model in one process
+        seconds = left * seconds_per_step(model, RowSet(data.train, plan), recipe.train, expected.steps)
     duration = (
         f"this will take about {console.duration(seconds)}" if seconds else "the progress bar shows the remaining time"
     )
-    console.note(f"{expected.steps:,} optimizer steps; {duration}")
-    return Prepared(run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, seconds, resumed)
+    console.note(f"{steps} optimizer steps; {duration}" if left else f"{steps} optimizer steps")
+    return Prepared(
+        run, origin, dataset, tokenizer, model, parameters, data, plan, shapes, expected, left, seconds, resumed
+    )
 
 
 def _results(prepared: Prepared, seconds: float) -> dict[str, Any]:

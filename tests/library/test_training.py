@@ -5,6 +5,7 @@ test_processes.py tests several processes.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,10 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, micro_llama:
     resumed = start(tmp_path, "stopped/recipe.yaml", "--output", "stopped", "--resume")  # the command in the hint
     message = resumed.communicate(timeout=300)[1]
     assert resumed.returncode == 0, message
-    assert "continuing from checkpoint-" in message
+    counts = re.search(r"(\d+) of (\d+) optimizer steps.*continuing from checkpoint-(\d+)", message, re.DOTALL)
+    assert counts, message
+    left, all_steps, done = map(int, counts.groups())
+    assert done >= 10 and left == all_steps - done
     whole = start(tmp_path, *arguments, "--output", "whole")
     assert whole.communicate(timeout=300) and whole.returncode == 0
     assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
