@@ -1,10 +1,12 @@
 """`neuron-sum package`, `serve` and `request`."""
 
 import json
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from neuron_sum.artifact import Artifact
     from neuron_sum.recipes.schema import ServeConfig
     from serving.client import Client
-    from serving.local import Model
+    from serving.local import LocalServer, Model
 
 OverrideOption = Annotated[
     list[str] | None,
@@ -142,9 +144,26 @@ def serve(
             while server.running:
                 time.sleep(0.2)
         except KeyboardInterrupt:
-            console.note("stopping after the accepted requests are answered")
+            again = _kill_on_another_signal(server)
+            console.note("stopping after the accepted requests are answered; press Ctrl-C again to stop immediately")
+            stack.close()
+            if again:
+                raise
             return
         raise ServerError("DJL Serving stopped unexpectedly", "read the log above for the reason")
+
+
+def _kill_on_another_signal(server: "LocalServer") -> list[int]:
+    """Replaces the handlers that raise, because an exception would interrupt the clean-up; returns later signals."""
+    signals: list[int] = []
+
+    def kill(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        server.kill()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, kill)
+    return signals
 
 
 def _models(

@@ -261,27 +261,30 @@ class LocalServer:
         self._http.delete(f"/models/{name}").raise_for_status()
 
     def stop(self) -> None:
-        """Let the server answer the accepted requests, then end every process that it started."""
-        if self._process is not None:
-            children = psutil.Process(self.pid).children(recursive=True) if self.running else []
-            if self.running:
-                self._process.send_signal(signal.SIGTERM)
-                try:
-                    self._process.wait(STOP_LIMIT_S)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
-            _, alive = psutil.wait_procs(children, timeout=5)
-            for child in alive:
-                child.kill()
-            if self._reader is not None:
-                self._reader.join(timeout=5)
-            if self._process.stdout is not None:
-                self._process.stdout.close()
+        """Let the server answer the accepted requests, then end all its processes and remove its files."""
+        process, reader = self._process, self._reader
+        try:
+            if process is not None and self.running:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_LIMIT_S)
+        finally:
+            self.kill()
+            if reader is not None:
+                reader.join(timeout=5)
+            if process is not None and process.stdout is not None and not (reader and reader.is_alive()):
+                process.wait()
+                process.stdout.close()
             self._process = None
-        self._http.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._http.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End all processes of the server at once, also while `stop` waits; a signal handler may call it."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _read(self, output: Iterable[str]) -> None:
         for line in output:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,31 @@ def test_serve_answers_until_ctrl_c_and_leaves_no_process(
         process.kill()
         process.communicate()
     assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_a_second_stop_ends_serve_at_once_and_leaves_nothing(
+    djl_serving: Path, lora_artifact: Artifact, tmp_path: Path
+) -> None:
+    """Its processes are suspended, so that they answer no SIGTERM."""
+    command = [sys.executable, "-m", "neuron_sum", "serve", str(lora_artifact.path), "--port", "0", "--json", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        document = printed_document(process.stdout)
+        assert document is not None
+        children = psutil.Process(process.pid).children(recursive=True)
+        try:
+            for child in children:
+                child.suspend()
+            process.send_signal(signal.SIGTERM)
+            assert any("Ctrl-C again" in line for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 130
+            assert not psutil.wait_procs(children, timeout=10)[1]
+        finally:
+            for ended in (process, *children):
+                with suppress(psutil.NoSuchProcess):
+                    ended.kill()
+    assert not Path(document["token_file"]).parent.exists()
 
 
 def test_a_killed_serve_ends_its_server(djl_serving: Path, lora_artifact: Artifact, tmp_path: Path) -> None:
