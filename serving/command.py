@@ -145,7 +145,7 @@ def serve(
                 time.sleep(0.2)
         except KeyboardInterrupt:
             again = _kill_on_another_signal(server)
-            console.note("stopping after the accepted requests are answered; press Ctrl-C again to stop immediately")
+            console.note("stopping after the accepted requests are answered; press Ctrl-C to stop immediately")
             stack.close()
             if again:
                 raise

@@ -432,7 +432,7 @@ def test_a_second_stop_ends_serve_at_once_and_leaves_nothing(
             for child in children:
                 child.suspend()
             process.send_signal(signal.SIGTERM)
-            assert any("Ctrl-C again" in line for line in process.stderr)
+            assert any("stop immediately" in line for line in process.stderr)
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 130
             assert not psutil.wait_procs(children, timeout=10)[1]
