@@ -272,9 +272,10 @@ class LocalServer:
             self.kill()
             if reader is not None:
                 reader.join(timeout=5)
-            if process is not None and process.stdout is not None and not (reader and reader.is_alive()):
+            if process is not None:
                 process.wait()
-                process.stdout.close()
+                if process.stdout is not None and not (reader and reader.is_alive()):  # closing waits for its read
+                    process.stdout.close()
             self._process = None
             self._http.close()
             if self._folder is not None:
