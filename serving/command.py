@@ -127,20 +127,20 @@ def serve(
         on_line = None if quiet else console.note
         server = stack.enter_context(LocalServer(models, limits, port, on_line=on_line, playground=playground))
         paths = ["/invocations"] if len(models) == 1 else [f"/models/{model.name}/invoke" for model in models]
-        console.emit(
-            {
-                "url": server.url,
-                "paths": paths,
-                "pid": server.pid,
-                "playground": playground,
-                "token_file": str(server.token_file),
-            },
-            f"\nready after {time.monotonic() - started:.0f} s; press Ctrl-C to stop. Try:",
-            *(_curl(server.url + path) for path in paths),
-            *([f"or open {server.url}/ in a browser"] if playground else []),
-            f"Changing models and adapters requires the token in {server.token_file}",
-        )
         try:
+            console.emit(
+                {
+                    "url": server.url,
+                    "paths": paths,
+                    "pid": server.pid,
+                    "playground": playground,
+                    "token_file": str(server.token_file),
+                },
+                f"\nready after {time.monotonic() - started:.0f} s; press Ctrl-C to stop. Try:",
+                *(_curl(server.url + path) for path in paths),
+                *([f"or open {server.url}/ in a browser"] if playground else []),
+                f"Changing models and adapters requires the token in {server.token_file}",
+            )
             while server.running:
                 time.sleep(0.2)
         except KeyboardInterrupt:
